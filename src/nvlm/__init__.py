@@ -1,0 +1,1 @@
+"""NVLM: the recipe of arXiv 2409.11402 as a reproducible pipeline."""

@@ -1,0 +1,1 @@
+"""The sharded NVLM checkpoint on disk: layout, conversion, combination."""

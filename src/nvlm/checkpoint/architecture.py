@@ -1,0 +1,80 @@
+"""What a checkpoint is a checkpoint of: the shapes of tower, projector and decoder.
+
+Names follow Megatron-core (``query_groups``, ``ffn_hidden_size``), because these checkpoints do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Both NVLM decoders and their differences; the family also names the transformers class.
+FAMILIES = ("llama", "qwen2")
+# Pixel shuffle puts 2x2 neighbouring patches on the channel dimension (paper section 4.1).
+PIXEL_SHUFFLE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionArchitecture:
+    """InternViT: RMSNorm, QK norm over all heads, layer scale, no QKV bias."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    ffn_hidden_size: int
+    image_size: int  # pixels, both sides of a tile
+    patch_size: int  # pixels
+    norm_epsilon: float
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def patches(self) -> int:
+        """Patches a tile, without the class token."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Visual tokens a tile after pixel shuffle: 256 for InternViT-6B at 448 pixels."""
+        return self.patches // PIXEL_SHUFFLE**2
+
+    @property
+    def feature_size(self) -> int:
+        """Channels of a visual token after pixel shuffle: 12,800 for InternViT-6B."""
+        return self.hidden_size * PIXEL_SHUFFLE**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageArchitecture:
+    """A Llama or Qwen2 decoder. Qwen2 adds a bias to queries, keys and values."""
+
+    family: str
+    hidden_size: int
+    layers: int
+    heads: int
+    query_groups: int  # key/value heads
+    ffn_hidden_size: int
+    norm_epsilon: float
+    rope_theta: float
+    vocabulary: int  # rows of the Hugging Face embedding
+    max_positions: int
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.family == "qwen2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A whole model, or one half of it before ``combine``. The projector's shape follows:
+
+    features (4 x vision hidden) -> decoder FFN size -> decoder hidden size (paper section 4.1).
+    """
+
+    vision: VisionArchitecture | None = None
+    language: LanguageArchitecture | None = None

@@ -1,0 +1,1 @@
+"""Benchmark tasks: prompts, batched generation, metrics, galleries."""

@@ -1,0 +1,1 @@
+"""The NVLM-D model out of transformers' own modules, with its tiling, tokens and prompts."""

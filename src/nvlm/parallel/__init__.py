@@ -1,0 +1,1 @@
+"""Device mesh, tensor parallelism and pipeline, by PyTorch's own parts."""

@@ -1,0 +1,1 @@
+"""The training loop of pretraining and supervised fine-tuning."""
