@@ -1,0 +1,113 @@
+"""NVLM-D: a decoder that reads projected image tiles among its text (paper section 4.1).
+
+The whole model, or the part of it that one pipeline stage holds. Shapes: B rows, S positions,
+N tiles, V visual tokens a tile, T tiles of the row that has most, H decoder hidden size,
+C channels of a visual token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+
+from nvlm.checkpoint.architecture import Architecture
+from nvlm.model.language import Stage, build_decoder, packed_causal_mask
+from nvlm.model.vision import Projector, build_tower, tile_features
+
+
+class NVLM(nn.Module):
+    """Vision tower and projector (on the first stage) and the stage's decoder layers."""
+
+    def __init__(self, architecture: Architecture, padded_vocabulary: int, stage: Stage) -> None:
+        super().__init__()
+        assert architecture.vision and architecture.language
+        self.architecture = architecture
+        self.vocabulary = architecture.language.vocabulary
+        self.stage = stage
+        self.vision_model = build_tower(architecture.vision) if stage.is_first else None
+        self.vision_projection = Projector(architecture) if stage.is_first else None
+        self.language_model = build_decoder(architecture.language, padded_vocabulary, stage)
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        """Tower features (N, V, C) of ``tiles`` (N, 3, H, W) uint8, without a graph."""
+        assert self.vision_model is not None
+        return tile_features(self.vision_model, tiles)
+
+    def embed(self, input_ids: Tensor, visual_index: Tensor, features: Tensor) -> Tensor:
+        """Decoder inputs (B, S, H): text embeddings, and projected features at image positions.
+
+        ``visual_index`` (B, S) points into the row's own ``features`` (B, T * V, C), -1 is text.
+        """
+        assert self.vision_projection is not None
+        text = self.language_model.model.embed_tokens(input_ids)  # (B, S, H)
+        visual = self.vision_projection(features)  # (B, T * V, H)
+        index = visual_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, visual.shape[-1])
+        return torch.where((visual_index >= 0).unsqueeze(-1), visual.gather(1, index), text)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        visual_index: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """One stage of the forward pass over packed rows.
+
+        ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Returns
+        hidden states (B, S, H), or on the last stage this rank's logits (B, S, rows it holds).
+        """
+        if self.stage.is_first:
+            assert visual_index is not None and features is not None
+            inputs = self.embed(inputs, visual_index, features)
+        hidden = self.language_model.model(
+            inputs_embeds=inputs,
+            attention_mask=packed_causal_mask(segment_ids),
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return self.language_model.lm_head(hidden) if self.stage.is_last else hidden
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        visual_index: Tensor,
+        tiles: Tensor,
+        tiles_per_row: Tensor,
+        max_new_tokens: int,
+        stop_ids: list[int],
+    ) -> Tensor:
+        """Greedy continuation (B, new) of left-padded prompts, by transformers' ``generate``.
+
+        ``input_ids``, ``attention_mask`` (1 where a token is), ``visual_index``: int64 (B, S);
+        ``tiles`` uint8 (N, 3, H, W) in row order, ``tiles_per_row`` (B,). A row that is done is
+        filled up with ``stop_ids[0]``. Padded vocabulary rows can't be chosen.
+        """
+        features = features_by_row(self.encode_tiles(tiles), tiles_per_row)
+        rows = self.language_model.config.vocab_size
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop_ids,
+            pad_token_id=stop_ids[0],
+            suppress_tokens=list(range(self.vocabulary, rows)) or None,
+        )
+        return self.language_model.generate(
+            inputs_embeds=self.embed(input_ids, visual_index, features),
+            attention_mask=attention_mask,
+            generation_config=config,
+        )
+
+
+def features_by_row(features: Tensor, tiles_per_row: Tensor) -> Tensor:
+    """Group tile features (N, V, C) by row and pad with zeros: (B, T * V, C), T at least 1."""
+    rows = features.split(tiles_per_row.tolist())
+    length = max(1, int(tiles_per_row.max()))
+    padded = pad_sequence([*rows, features.new_zeros(length, *features.shape[1:])], True)[:-1]
+    return padded.flatten(1, 2)

@@ -1,0 +1,178 @@
+"""A model out of a checkpoint on disk, and a checkpoint out of a model, one rank at a time.
+
+A rank opens the files of its own tensor-parallel rank and pipeline stage, and no others; only the
+frozen vision tower, which every rank of the first stage holds whole, is merged from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from nvlm.atomic import publish_directory, temporary_path
+from nvlm.checkpoint import language, projector
+from nvlm.checkpoint.files import FileEntry, link_file, read_part, write_part
+from nvlm.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from nvlm.checkpoint.vision import read_vision_tower
+from nvlm.errors import UserError
+from nvlm.model.language import Stage, reset_rotary
+from nvlm.model.nvlm import NVLM
+from nvlm.parallel.mesh import Mesh
+from nvlm.parallel.tensor import apply_tensor_parallel
+
+PROJECTION = "vision_projection"
+LANGUAGE = "language_model"
+
+
+def load_model(
+    checkpoint: Path, mesh: Mesh, dtype: torch.dtype, *, gather_logits: bool = False
+) -> NVLM:
+    """This rank's part of the model in ``checkpoint``, on its device, all of it frozen.
+
+    Raises UserError if the checkpoint is damaged or laid out for another grid than ``mesh``.
+    """
+    manifest = read_manifest(checkpoint)
+    grid = manifest.grid
+    if (grid.tensor, grid.pipeline) != (mesh.tensor.size(), mesh.pipeline.size()):
+        raise UserError(
+            f"{checkpoint} is laid out for tensor {grid.tensor} x pipeline {grid.pipeline}, not "
+            f"{mesh.tensor.size()} x {mesh.pipeline.size()}: change the layout, or the grid"
+        )
+    with torch.device("meta"):
+        model = NVLM(manifest.architecture, manifest.vocabulary.padded, stage_of(manifest, mesh))
+    apply_tensor_parallel(model, mesh.tensor, gather_logits=gather_logits)
+    reset_rotary(model.language_model, mesh.device)
+    state = {}
+    parameters = dict(model.named_parameters())
+    for name, tensor in _read_shards(checkpoint, manifest, model, mesh):
+        local = tensor.to(mesh.device, dtype).contiguous()
+        state[name] = _like(parameters[name], local)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def stage_of(manifest: Manifest, mesh: Mesh) -> Stage:
+    """The decoder layers of this rank's pipeline stage."""
+    layers = manifest.grid.layers_per_stage
+    first = sum(layers[: mesh.pipeline_rank])
+    return Stage(
+        first=first,
+        last=first + layers[mesh.pipeline_rank],
+        is_first=mesh.is_first,
+        is_last=mesh.is_last,
+    )
+
+
+def save_model(
+    model: NVLM, source: Path, destination: Path, mesh: Mesh, trained: Iterable[str]
+) -> None:
+    """Write the ``trained`` modules of ``model`` as a checkpoint; hard-link the rest of ``source``.
+
+    ``trained``: "vision_projection", "language_model". Every rank calls this. What was frozen has
+    the same bytes in both checkpoints, and DVC stores it once.
+    """
+    trained = set(trained)
+    manifest = read_manifest(source)
+    partial = temporary_path(destination)
+    if mesh.is_main:
+        partial.mkdir(parents=True)
+    dist.barrier()
+    written: dict[str, FileEntry] = {}
+    if mesh.data_rank == 0:
+        for part, tensors in _core_shards(model, manifest, mesh, trained):
+            name, entry = write_part(partial, mesh.tensor_rank, part, tensors)
+            written[name] = entry
+    gathered: list[dict[str, FileEntry]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, written)
+    if mesh.is_main:
+        files = dict(manifest.files)
+        for entries in gathered:
+            files |= entries
+        fresh = {name for entries in gathered for name in entries}
+        for name in files.keys() - fresh:
+            link_file(source, partial, name)
+        write_manifest(partial, manifest.with_files(files))
+        publish_directory(partial, destination)
+    dist.barrier()
+
+
+def _read_shards(
+    checkpoint: Path, manifest: Manifest, model: NVLM, mesh: Mesh
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameter names of ``model`` with this rank's tensors."""
+    rank, size = mesh.tensor_rank, mesh.tensor.size()
+    architecture = manifest.architecture.language
+    assert architecture is not None
+    stage = model.stage
+    if stage.is_first:
+        for name, tensor in read_vision_tower(checkpoint).items():
+            yield f"vision_model.{name}", tensor
+        for name, tensor in projector.to_model(read_part(checkpoint, rank, PROJECTION)).items():
+            yield f"{PROJECTION}.{name}", tensor
+        embedding = read_part(checkpoint, rank, f"{LANGUAGE}.embedding")
+        yield f"{LANGUAGE}.model.embed_tokens.weight", embedding["word_embeddings.weight"]
+    for layer in range(stage.first, stage.last):
+        core = read_part(checkpoint, rank, f"{LANGUAGE}.layer.{layer:03d}")
+        for name, tensor in language.layer_to_hf(core, architecture, size).items():
+            yield f"{LANGUAGE}.model.layers.{layer - stage.first}.{name}", tensor
+    if stage.is_last:
+        head = read_part(checkpoint, rank, f"{LANGUAGE}.head")
+        yield f"{LANGUAGE}.model.norm.weight", head["final_layernorm.weight"]
+        yield f"{LANGUAGE}.lm_head.weight", head["output_layer.weight"]
+
+
+def _core_shards(
+    model: NVLM, manifest: Manifest, mesh: Mesh, trained: set[str]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Parts of the checkpoint with this rank's tensors, for the ``trained`` modules."""
+    architecture = manifest.architecture.language
+    assert architecture is not None
+    stage, decoder = model.stage, model.language_model
+    if PROJECTION in trained and stage.is_first:
+        assert model.vision_projection is not None
+        yield PROJECTION, projector.to_core(_locals(model.vision_projection))
+    if LANGUAGE not in trained:
+        return
+    if stage.is_first:
+        weight = _local(decoder.model.embed_tokens.weight)
+        yield f"{LANGUAGE}.embedding", {"word_embeddings.weight": weight}
+    for index, layer in enumerate(range(stage.first, stage.last)):
+        shard = _locals(decoder.model.layers[index])
+        core = language.layer_to_core(shard, architecture, mesh.tensor.size())
+        yield f"{LANGUAGE}.layer.{layer:03d}", core
+    if stage.is_last:
+        yield (
+            f"{LANGUAGE}.head",
+            {
+                "final_layernorm.weight": _local(decoder.model.norm.weight),
+                "output_layer.weight": _local(decoder.lm_head.weight),
+            },
+        )
+
+
+def _locals(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: _local(parameter) for name, parameter in module.named_parameters()}
+
+
+def _local(parameter: Tensor) -> Tensor:
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local.detach().cpu().contiguous()
+
+
+def _like(parameter: Tensor, local: Tensor) -> Tensor:
+    """``local`` as the DTensor shard that ``parameter`` is, or as it is."""
+    if not isinstance(parameter, DTensor):
+        return local
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

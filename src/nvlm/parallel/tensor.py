@@ -1,0 +1,88 @@
+"""The tensor-parallel plan: PyTorch's styles laid over transformers' module names.
+
+Megatron's layout: queries, keys, values, gate and up split by output (column), attention output
+and down by input (row), embedding and head by vocabulary. A layer costs two all-reduces forward and
+two backward: attention and MLP take their input as one DTensor, so that the gradients of its three
+(or two) readers are summed before they are reduced.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from nvlm.errors import UserError
+from nvlm.model.nvlm import NVLM
+
+
+def apply_tensor_parallel(model: NVLM, mesh: DeviceMesh, *, gather_logits: bool = False) -> None:
+    """Turn the projector's and the decoder's linear layers into DTensors over ``mesh``, in place.
+
+    With ``gather_logits`` the head returns the logits of the whole padded vocabulary rather than
+    this rank's share. Raises UserError if the decoder does not divide.
+    """
+    language = model.architecture.language
+    assert language is not None
+    size = mesh.size()
+    if language.query_groups % size:
+        raise UserError(
+            f"tensor parallel {size} does not divide the decoder's {language.query_groups} query "
+            "groups: choose a divisor in conf/"
+        )
+    if size == 1:
+        return
+    plan: dict[str, ParallelStyle] = {
+        "model.layers.*.self_attn": PrepareModuleInput(
+            input_kwarg_layouts={"hidden_states": Replicate()},
+            desired_input_kwarg_layouts={"hidden_states": Replicate()},
+        ),
+        "model.layers.*.mlp": PrepareModuleInput(
+            input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),)
+        ),
+        "model.layers.*.self_attn.o_proj": RowwiseParallel(),
+        "model.layers.*.mlp.down_proj": RowwiseParallel(),
+    }
+    for column in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+        plan[f"model.layers.*.{column}"] = ColwiseParallel()
+    for column in ("mlp.gate_proj", "mlp.up_proj"):
+        plan[f"model.layers.*.{column}"] = ColwiseParallel()
+    if model.stage.is_first:
+        plan["model.embed_tokens"] = RowwiseParallel(input_layouts=Replicate())
+        projector: nn.Module | None = model.vision_projection
+        assert projector is not None
+        parallelize_module(
+            projector, mesh, {"linear_1": ColwiseParallel(), "linear_2": RowwiseParallel()}
+        )
+    if model.stage.is_last:
+        logits = Replicate() if gather_logits else Shard(-1)
+        plan["lm_head"] = ColwiseParallel(output_layouts=logits)
+    parallelize_module(model.language_model, mesh, plan)
+
+
+def encode_shared(model: NVLM, tiles: Tensor, group: dist.ProcessGroup, chunk: int) -> Tensor:
+    """Tower features (N, V, C) of ``tiles`` (N, 3, H, W), shared out over the ranks of ``group``.
+
+    Each rank holds the whole frozen tower and encodes every k-th part of the tiles, at most
+    ``chunk`` at once; the features are gathered. Megatron shards the tower by padded heads instead
+    (25 heads as 32 at TP=8) and pays two all-reduces a layer.
+    """
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    share = -(-max(1, tiles.shape[0]) // size)
+    padding = tiles.new_zeros(share * size - tiles.shape[0], *tiles.shape[1:])
+    mine = torch.cat([tiles, padding])[rank * share : (rank + 1) * share]
+    features = torch.cat([model.encode_tiles(part) for part in mine.split(chunk)]).contiguous()
+    if size == 1:
+        return features[: tiles.shape[0]]
+    gathered = features.new_empty(share * size, *features.shape[1:])
+    dist.all_gather_into_tensor(gathered, features, group=group)
+    return gathered[: tiles.shape[0]]

@@ -1,0 +1,58 @@
+"""Parameters of one training stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nvlm.data.loader import LoaderParams
+
+TRAINABLE = ("vision_projection", "language_model")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams:
+    """One column of Tables 10 and 11 of the paper (appendix B)."""
+
+    trainable: list[str]  # modules that are trained; the vision tower never is
+    data: LoaderParams
+    tensor_parallel: int  # as the input checkpoint is laid out
+    pipeline_parallel: int
+    steps: int  # optimizer steps
+    global_batch: int  # rows of the decoder a step, over all replicas and micro-batches
+    micro_batch: int  # rows that go through the model at once
+    tile_chunk: int  # tiles that go through the vision tower at once
+    lr: float  # peak learning rate, reached after the warmup
+    min_lr: float  # learning rate at the last step
+    warmup_steps: int
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float  # of matrices; biases and norms have none, as in Megatron-LM
+    clip_grad: float  # largest global gradient norm
+    dtype: str  # of parameters and computation
+    seed: int
+    log_every: int  # steps between two points of the curves
+
+    def __post_init__(self) -> None:
+        unknown = set(self.trainable) - set(TRAINABLE)
+        if unknown or not self.trainable:
+            raise ValueError(f"trainable: {self.trainable} should name some of {list(TRAINABLE)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r} should be one of {list(DTYPES)}")
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch: {self.global_batch} should be a multiple of micro_batch "
+                f"({self.micro_batch})"
+            )
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"min_lr: {self.min_lr} should lie between 0 and lr ({self.lr})")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} should be less than steps ({self.steps})"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: {self.betas} should be two numbers from 0 up to 1")
+
+    @property
+    def processes(self) -> int:
+        """Ranks of the grid."""
+        return self.tensor_parallel * self.pipeline_parallel

@@ -1,0 +1,53 @@
+"""Tasks 7 and 8: pretrain the projector, or fine-tune projector and language model.
+
+Run with: python src/train.py --params train.pretrain_34b --checkpoint checkpoints/34b/combined \
+    --data data/pretrain --out checkpoints/34b/pretrained --plot plots/34b/pretrain.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nvlm.errors import run_command
+from nvlm.parallel.launch import launch
+from nvlm.params import load_params
+
+
+def main() -> None:
+    """Start one process a rank of the grid that the parameters ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--params", required=True, help="section of params.yaml")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint to start from")
+    parser.add_argument("--data", type=Path, required=True, help="directory of the datasets")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--plot", type=Path, required=True, help="curves to write (CSV)")
+    arguments = parser.parse_args()
+
+    from nvlm.train.params import TrainParams  # noqa: PLC0415
+
+    params = load_params(arguments.params, TrainParams)
+    launch(work, params.processes, params, arguments)
+
+
+def work(params: TrainParams, arguments: argparse.Namespace) -> None:
+    """One rank: train its part of the model."""
+    from nvlm.parallel.mesh import parallel_mesh  # noqa: PLC0415
+    from nvlm.train.curves import Curves  # noqa: PLC0415
+    from nvlm.train.loop import train  # noqa: PLC0415
+
+    plot: Path = arguments.plot
+    log = Path("logs") / plot.parent.name / f"{plot.stem}_speed.csv"
+    with parallel_mesh(tensor=params.tensor_parallel, pipeline=params.pipeline_parallel) as mesh:
+        train(
+            params,
+            checkpoint=arguments.checkpoint,
+            data=arguments.data,
+            out=arguments.out,
+            curves=Curves(plot, log),
+            mesh=mesh,
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
