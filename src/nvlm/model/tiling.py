@@ -1,0 +1,77 @@
+"""Dynamic high resolution: an image becomes 1 to 6 square tiles and a thumbnail (section 4.2).
+
+Grid choice and pixels follow InternVL's published ``dynamic_preprocess``, which NVLM uses at
+training and at inference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How many tiles an image may have."""
+
+    max_tiles: int  # without the thumbnail; 1 = the whole image in one tile
+    thumbnail: bool  # add the whole image as a last tile wherever there are several
+
+    def __post_init__(self) -> None:
+        if self.max_tiles < 1:
+            raise ValueError(f"max_tiles: at least 1, not {self.max_tiles}")
+
+
+def tile_grid(width: int, height: int, image_size: int, max_tiles: int) -> tuple[int, int]:
+    """The (columns, rows) of an image of ``width`` x ``height`` pixels.
+
+    The grid of 1 to ``max_tiles`` tiles whose aspect ratio is closest to the image's. Of equally
+    close grids a larger one wins when the image has more than half of the grid's pixels.
+    """
+    aspect_ratio = width / height
+    best, smallest_difference = (1, 1), float("inf")
+    for columns, rows in _candidate_grids(max_tiles):
+        difference = abs(aspect_ratio - columns / rows)
+        grid_area = image_size * image_size * columns * rows
+        if difference < smallest_difference:
+            best, smallest_difference = (columns, rows), difference
+        elif difference == smallest_difference and width * height > 0.5 * grid_area:
+            best = (columns, rows)
+    return best
+
+
+def tile_image(image: Image.Image, image_size: int, tiling: Tiling) -> NDArray[np.uint8]:
+    """Cut ``image`` into uint8 RGB tiles (tiles, image_size, image_size, 3).
+
+    Tiles go row by row, the thumbnail comes last. The image is resized (bicubic) in its own mode
+    and then converted to RGB, as InternVL does: palette and 1-bit images are thereby resized by
+    nearest neighbour, and converting first would change their pixels.
+    """
+    columns, rows = tile_grid(*image.size, image_size, tiling.max_tiles)
+    pixels = _resize(image, columns * image_size, rows * image_size)
+    tiles = (
+        pixels.reshape(rows, image_size, columns, image_size, 3)
+        .swapaxes(1, 2)
+        .reshape(columns * rows, image_size, image_size, 3)
+    )
+    if tiling.thumbnail and columns * rows > 1:
+        tiles = np.concatenate([tiles, _resize(image, image_size, image_size)[None]])
+    return np.ascontiguousarray(tiles)
+
+
+def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    """RGB pixels (height, width, 3) of the resized image."""
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.convert("RGB"))
+
+
+@cache
+def _candidate_grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) of at most ``max_tiles`` tiles, those with fewer tiles first."""
+    sides = range(1, max_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_tiles]
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
