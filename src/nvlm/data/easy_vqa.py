@@ -40,8 +40,16 @@ class Description:
     colour: str
     shape: str
 
-    def __str__(self) -> str:
-        return f"a {self.colour} {self.shape}"
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Five ways to say it, the plainest first."""
+        return (
+            f"a {self.colour} {self.shape}",
+            f"a {self.shape} in {self.colour}",
+            f"one {self.colour} {self.shape}",
+            f"the image shows a {self.colour} {self.shape}",
+            f"there is a {self.colour} {self.shape} in the image",
+        )
 
 
 @cache

@@ -19,6 +19,13 @@ IMAGE = "<image>"  # stands for one image in a user's text
 # The paper's Figure 12.
 SYSTEM = "Follow the user's instruction and answer questions."
 
+# What the recipe appends to questions (VQAv2; TextVQA) and asks for captions.
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+READ_ANSWER = "\nAnswer the question using a single word, phrase, or number."
+DESCRIBE = "Give a brief description of this image in one sentence."
+CHOOSE = "Answer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 START, END = "<|im_start|>", "<|im_end|>"
 
 
@@ -58,6 +65,12 @@ def render(
     if generation:
         segments += _answer_start() if template == "chatml" else []
     return segments
+
+
+def multiple_choice(question: str, choices: Sequence[str]) -> str:
+    """The recipe's wording of a multiple-choice question; the answer is the letter."""
+    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    return "\n".join([question, *options, CHOOSE])
 
 
 def tile_tags(family: str, tiles: int) -> list[str]:
