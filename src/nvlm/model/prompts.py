@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 Template = Literal["chatml", "plain"]
 Kind = Literal["text", "control", "image"]
+TEMPLATES = get_args(Template)
 
 IMAGE = "<image>"  # stands for one image in a user's text
 # The paper's Figure 12.
@@ -115,7 +116,7 @@ def _answer_start() -> list[Segment]:
 
 
 def _with_images(start: str, turn: Turn) -> list[Segment]:
-    """``start`` and the turn's text, where each of a user's images stands in ``<Image></Image>``."""
+    """``start`` and the turn's text, each image of a user in ``<Image></Image>``."""
     if turn.role != "user":
         return [Segment(text=start + turn.text)]
     first, *others = turn.text.split(IMAGE)

@@ -1,0 +1,127 @@
+"""The training stream: weighted datasets, shuffled, encoded, packed; its state can be saved.
+
+Energon is imported where a loader is built, since the parameters alone are read by many programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvlm.checkpoint.architecture import Architecture
+from nvlm.errors import UserError
+from nvlm.model.prompts import TEMPLATES
+from nvlm.model.tiling import Tiling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Consecutive samples of a shard that are read at once. Fewer shuffle better, more read faster.
+SAMPLES_PER_SLICE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderParams:
+    """What a training stage reads, and how it becomes rows of tokens."""
+
+    blend: dict[str, float]  # dataset -> weight; a sample is drawn in proportion to the weights
+    sequence_length: int  # tokens a row, visual ones included
+    packing: bool  # several samples a row; otherwise one and padding
+    template: str  # chatml or plain
+    max_tiles: int  # without the thumbnail
+    thumbnail: bool  # a last tile of the whole image, where there are several
+    tile_tags: bool  # a text tag before each tile
+    workers: int  # processes that read; 0 = the training process itself
+    shuffle_buffer: int  # samples among which the next one is drawn
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.blend or min(self.blend.values()) <= 0:
+            raise ValueError("blend: at least one dataset, each with a weight above 0")
+        if self.template not in TEMPLATES:
+            raise ValueError(f"template: {self.template!r} should be one of {list(TEMPLATES)}")
+        if self.sequence_length < 2:
+            raise ValueError(f"sequence_length: at least 2, not {self.sequence_length}")
+        if self.workers < 0 or self.shuffle_buffer < 1:
+            raise ValueError("workers: from 0; shuffle_buffer: from 1")
+        Tiling(max_tiles=self.max_tiles, thumbnail=self.thumbnail)
+
+
+def build_loader(
+    root: Path,
+    params: LoaderParams,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    architecture: Architecture,
+    rows: int,
+    rank: int,
+    world: int,
+) -> Any:
+    """Energon's savable loader of endless batches (nvlm.data.batch.Batch) of ``rows`` rows.
+
+    ``root`` holds a prepared dataset for each name of the blend. The stream is a function of the
+    datasets' bytes, ``params``, ``rows``, and of ``rank`` out of ``world`` data-parallel readers,
+    which share out the samples. Raises UserError for a name that is not there.
+    """
+    _check_blend(root, params)
+    from megatron.energon import WorkerConfig, get_savable_loader
+    from megatron.energon.errors import reraise_exception
+
+    from nvlm.data.encoder import PACKING_BUFFER, NVLMEncoder
+
+    workers = WorkerConfig(
+        rank=rank,
+        world_size=world,
+        num_workers=params.workers,
+        seed_offset=params.seed,
+        # By default Energon logs what fails and goes on, with a sample less and a shifted stream.
+        global_error_handler=reraise_exception,
+    )
+    encoder = NVLMEncoder(params, tokenizer, architecture)
+    datasets = _blend(root, params).get_datasets(
+        training=True,
+        split_part="train",
+        worker_config=workers,
+        max_samples_per_sequence=SAMPLES_PER_SLICE,
+        decoder=encoder.decoder,
+    )
+    stream = encoder.build_train_datasets(
+        datasets=datasets.datasets,
+        blend_mode=datasets.blend_mode,
+        worker_config=workers,
+        batch_size=rows,
+        shuffle_buffer_size=params.shuffle_buffer,
+        packing_buffer_size=PACKING_BUFFER if params.packing else None,
+    )
+    return get_savable_loader(stream, watchdog_timeout_seconds=None)
+
+
+def _blend(root: Path, params: LoaderParams) -> Any:
+    """The blend as an Energon metadataset, as a YAML file beside the datasets would define it."""
+    from megatron.energon.epathlib import EPath
+    from megatron.energon.metadataset.metadataset_v2 import (
+        BlendDatasetReference,
+        MetadatasetBlend,
+        MetadatasetV2,
+    )
+
+    blend = [
+        BlendDatasetReference(path=name, weight=weight)
+        for name, weight in sorted(params.blend.items())
+    ]
+    metadataset = MetadatasetV2(
+        path=EPath(root.absolute() / "blend.yaml"), splits={"train": MetadatasetBlend(blend=blend)}
+    )
+    metadataset.post_initialize()
+    return metadataset
+
+
+def _check_blend(root: Path, params: LoaderParams) -> None:
+    prepared = sorted(path.parent.name for path in root.glob("*/.nv-meta"))
+    for name in params.blend:
+        if name not in prepared:
+            raise UserError(
+                f"data.blend.{name}: {root} holds no dataset of that name; "
+                f"it holds {', '.join(prepared) or 'none'}"
+            )
