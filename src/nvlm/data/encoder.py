@@ -6,6 +6,7 @@ Importing this module imports megatron.energon, which takes two seconds.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,15 +51,16 @@ PACKING_BUFFER = 64
 MAX_CONSECUTIVE_TOO_LONG = 1000
 
 
-class UndecodedImages(SampleDecoder):
-    """Decodes everything but images, which stay bytes.
+class JsonDecoder(SampleDecoder):
+    """Decodes the JSON parts of a stored sample, and nothing else.
 
-    Energon would convert them to RGB before they are resized, tiling does so after.
+    Energon's own decoder would convert images to RGB before they are resized, where tiling does so
+    after, and would unpickle parts that are called ``.pkl``.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._decoder.handlers = []
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Replace the bytes of each JSON part by what they say."""
+        return {part: json.loads(data) if part == "json" else data for part, data in sample.items()}
 
 
 @edataclass
@@ -75,7 +77,7 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     an image would leave visual tokens without their tile.
     """
 
-    decoder = UndecodedImages()
+    decoder = JsonDecoder()
 
     def __init__(
         self,
@@ -158,8 +160,9 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
 def pack(samples: Sequence[Any], lengths: Sequence[int], capacity: int) -> list[list[Any]]:
     """Split ``samples`` into lists of at most ``capacity`` in total length (best fit, decreasing).
 
-    A sample goes into the fullest row that has room for it. Rows come in the order in which they
-    were opened; within a row samples keep their order. Every length must be at most ``capacity``.
+    A sample goes into the fullest row that has room for it. Rows, and samples in a row, come in the
+    order of arrival: in the order of opening, all long samples would share the first batches. Every
+    length must be at most ``capacity``.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -173,7 +176,8 @@ def pack(samples: Sequence[Any], lengths: Sequence[int], capacity: int) -> list[
             room.append(capacity)
         rows[row].append(index)
         room[row] -= lengths[index]
-    return [[samples[index] for index in sorted(row)] for row in rows]
+    in_order = sorted(sorted(row) for row in rows)
+    return [[samples[index] for index in row] for row in in_order]
 
 
 def _question_and_answer(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
