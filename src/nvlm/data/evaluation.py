@@ -7,8 +7,8 @@ The formats, which are what Megatron's evaluation scripts read (examples/multimo
 - TextVQA: ``questions.json``, ``{"data": [{image_id, question_id, question, answers}]}``; the file
   is ``IMAGE_ID.jpg``.
 - VQAv2: ``questions.json``, ``[{image, question_id, question, answer}]``, ``answer`` being a list.
-- MMMU: ``questions.jsonl`` with the Hub's fields (``options`` is a list written as text, ``image_1``
-  a file's name) and ``answer_dict_val.json``, ``{id: {question_type, ground_truth}}``.
+- MMMU: ``questions.jsonl`` with the Hub's fields (``options`` is a list written as text and
+  ``image_1`` a file's name) and ``answer_dict_val.json``, ``{id: {question_type, ground_truth}}``.
 
 Images lie in ``images/``. At the full scale the user puts such directories in place (``official``);
 at the smoke scale they are composed of held-out pictures and scans (``packaged``).
