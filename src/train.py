@@ -27,7 +27,7 @@ def main() -> None:
     from nvlm.train.params import TrainParams  # noqa: PLC0415
 
     params = load_params(arguments.params, TrainParams)
-    launch(work, params.processes, params, arguments)
+    launch(work, params.grid.processes, params, arguments)
 
 
 def work(params: TrainParams, arguments: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def work(params: TrainParams, arguments: argparse.Namespace) -> None:
 
     plot: Path = arguments.plot
     log = Path("logs") / plot.parent.name / f"{plot.stem}_speed.csv"
-    with parallel_mesh(tensor=params.tensor_parallel, pipeline=params.pipeline_parallel) as mesh:
+    with parallel_mesh(params.grid) as mesh:
         train(
             params,
             checkpoint=arguments.checkpoint,

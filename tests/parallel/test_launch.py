@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from nvlm.errors import UserError
 from nvlm.parallel.launch import launch
-from nvlm.parallel.mesh import parallel_mesh
+from nvlm.parallel.mesh import GridParams, parallel_mesh
 
 
 def write_place(directory: Path) -> None:
-    with parallel_mesh(tensor=2, pipeline=2) as mesh:
+    with parallel_mesh(GridParams(tensor=2, pipeline=2)) as mesh:
         place = f"{mesh.pipeline_rank} {mesh.data_rank} {mesh.tensor_rank}"
         (directory / f"{dist.get_rank()}").write_text(place)
 
@@ -21,7 +21,7 @@ def write_place(directory: Path) -> None:
 def complain() -> None:
     if os.environ["RANK"] == "1":
         raise UserError("the soup is cold: heat it")
-    with parallel_mesh(tensor=2, pipeline=1):
+    with parallel_mesh(GridParams(tensor=2)):
         dist.all_reduce(torch.zeros(1))
 
 
@@ -30,7 +30,7 @@ def crash() -> None:
 
 
 def wrong_grid() -> None:
-    with parallel_mesh(tensor=3, pipeline=1):
+    with parallel_mesh(GridParams(tensor=3)):
         pass
 
 

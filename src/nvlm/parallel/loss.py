@@ -8,13 +8,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import functional
 
-IGNORED = -100  # label of a position that is not counted
-
 
 def token_losses(logits: Tensor, labels: Tensor, vocabulary: int, mesh: DeviceMesh) -> Tensor:
     """Cross-entropy (B, S) in fp32 of this rank's ``logits`` (B, S, rows it holds).
 
-    ``labels`` (B, S) are shifted already; positions with IGNORED give 0. Rows beyond the true
+    ``labels`` (B, S) are shifted already; positions with IGNORED (-100) give 0. Rows beyond the true
     ``vocabulary`` take no probability (Megatron lets them: its losses are a little too high). To
     be called, and differentiated, inside ``torch.distributed.tensor.parallel.loss_parallel()``.
     """

@@ -15,11 +15,43 @@ from nvlm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridParams:
+    """Parallel sizes of a run; their product is the number of processes.
+
+    Data-parallel ranks hold ``replicate`` copies of the model, each of them sharded over ``shard``
+    ranks (FSDP2; HSDP where both are more than one).
+    """
+
+    tensor: int  # as the input checkpoint is laid out
+    pipeline: int = 1  # as the input checkpoint is laid out
+    replicate: int = 1
+    shard: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "replicate", "shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} should be 1 or more")
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks."""
+        return self.replicate * self.shard
+
+    @property
+    def processes(self) -> int:
+        """Ranks of the whole grid."""
+        return self.tensor * self.pipeline * self.data
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mesh:
     """This process's place in the grid, and the groups it talks to."""
 
+    grid: GridParams
     device: torch.device
-    whole: DeviceMesh  # dimensions "pipeline", "data", "tensor"
+    whole: DeviceMesh  # dimensions "pipeline", "replicate", "shard", "tensor"
+    data: DeviceMesh  # "replicate" and "shard" as one dimension
+    replica: DeviceMesh  # the ranks that together hold one replica's batch: pipeline x tensor
 
     @property
     def tensor(self) -> DeviceMesh:
@@ -30,8 +62,9 @@ class Mesh:
         return self.whole["pipeline"]
 
     @property
-    def data(self) -> DeviceMesh:
-        return self.whole["data"]
+    def fully_sharded(self) -> DeviceMesh:
+        """The mesh that FSDP2 shards over: one dimension, or two for HSDP."""
+        return self.whole["replicate", "shard"] if self.grid.replicate > 1 else self.whole["shard"]
 
     @property
     def tensor_rank(self) -> int:
@@ -53,7 +86,7 @@ class Mesh:
     @property
     def is_last(self) -> bool:
         """Whether this rank is in the last pipeline stage."""
-        return self.pipeline_rank == self.pipeline.size() - 1
+        return self.pipeline_rank == self.grid.pipeline - 1
 
     @property
     def is_main(self) -> bool:
@@ -62,17 +95,17 @@ class Mesh:
 
 
 @contextmanager
-def parallel_mesh(*, tensor: int, pipeline: int, data: int = 1) -> Iterator[Mesh]:
+def parallel_mesh(grid: GridParams) -> Iterator[Mesh]:
     """Join the process group and lay out the grid; leave the group at the end.
 
     Tensor-parallel ranks are neighbours (the fastest links), pipeline stages are farthest apart,
     as in Megatron-LM. Raises UserError if the grid isn't the number of processes.
     """
     processes = int(os.environ["WORLD_SIZE"])
-    if tensor * pipeline * data != processes:
+    if grid.processes != processes:
         raise UserError(
-            f"a grid of tensor {tensor} x pipeline {pipeline} x data {data} needs "
-            f"{tensor * pipeline * data} processes, not {processes}"
+            f"a grid of tensor {grid.tensor} x pipeline {grid.pipeline} x data {grid.data} needs "
+            f"{grid.processes} processes, not {processes}"
         )
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -82,8 +115,17 @@ def parallel_mesh(*, tensor: int, pipeline: int, data: int = 1) -> Iterator[Mesh
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        names = ("pipeline", "data", "tensor")
-        whole = init_device_mesh(device.type, (pipeline, data, tensor), mesh_dim_names=names)
-        yield Mesh(device=device, whole=whole)
+        whole = init_device_mesh(
+            device.type,
+            (grid.pipeline, grid.replicate, grid.shard, grid.tensor),
+            mesh_dim_names=("pipeline", "replicate", "shard", "tensor"),
+        )
+        yield Mesh(
+            grid=grid,
+            device=device,
+            whole=whole,
+            data=whole["replicate", "shard"]._flatten("data"),
+            replica=whole["pipeline", "tensor"]._flatten("replica"),
+        )
     finally:
         dist.destroy_process_group()

@@ -11,6 +11,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from nvlm.data.batch import Batch
 from nvlm.model.nvlm import NVLM, features_by_row
+from nvlm.parallel.data import synchronize_gradients
 from nvlm.parallel.loss import token_losses
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import encode_shared
@@ -47,8 +48,10 @@ class StepRunner:
     def _run_in_turn(self, batch: Batch, features: Tensor | None) -> Tensor:
         assert features is not None
         total = torch.zeros((), device=self.mesh.device)
-        for rows in torch.arange(batch.input_ids.shape[0]).split(self.micro_batch):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        rows = batch.input_ids.shape[0]
+        for start in range(0, rows, self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            synchronize_gradients(self.model, start + self.micro_batch >= rows)
             output = self.model(
                 batch.input_ids[part],
                 position_ids=batch.position_ids[part],

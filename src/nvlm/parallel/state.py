@@ -6,13 +6,13 @@ frozen vision tower, which every rank of the first stage holds whole, is merged 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from nvlm.atomic import publish_directory, temporary_path
 from nvlm.checkpoint import language, projector
@@ -30,9 +30,16 @@ LANGUAGE = "language_model"
 
 
 def load_model(
-    checkpoint: Path, mesh: Mesh, dtype: torch.dtype, *, gather_logits: bool = False
+    checkpoint: Path,
+    mesh: Mesh,
+    dtype: torch.dtype,
+    *,
+    trained: Collection[str] = (),
+    gather_logits: bool = False,
 ) -> NVLM:
-    """This rank's part of the model in ``checkpoint``, on its device, all of it frozen.
+    """This rank's part of the model in ``checkpoint``, on its device, in ``dtype``.
+
+    All of it is frozen but the ``trained`` modules, whose parameters are fp32 masters.
 
     Raises UserError if the checkpoint is damaged or laid out for another grid than ``mesh``.
     """
@@ -50,10 +57,13 @@ def load_model(
     state = {}
     parameters = dict(model.named_parameters())
     for name, tensor in _read_shards(checkpoint, manifest, model, mesh):
-        local = tensor.to(mesh.device, dtype).contiguous()
+        is_trained = name.split(".")[0] in trained
+        local = tensor.to(mesh.device, torch.float32 if is_trained else dtype).contiguous()
         state[name] = _like(parameters[name], local)
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in trained)
+    return model.eval()
 
 
 def stage_of(manifest: Manifest, mesh: Mesh) -> Stage:
@@ -69,22 +79,21 @@ def stage_of(manifest: Manifest, mesh: Mesh) -> Stage:
 
 
 def save_model(
-    model: NVLM, source: Path, destination: Path, mesh: Mesh, trained: Iterable[str]
+    model: NVLM, source: Path, destination: Path, mesh: Mesh, trained: Collection[str]
 ) -> None:
     """Write the ``trained`` modules of ``model`` as a checkpoint; hard-link the rest of ``source``.
 
     ``trained``: "vision_projection", "language_model". Every rank calls this. What was frozen has
     the same bytes in both checkpoints, and DVC stores it once.
     """
-    trained = set(trained)
     manifest = read_manifest(source)
     partial = temporary_path(destination)
     if mesh.is_main:
         partial.mkdir(parents=True)
     dist.barrier()
     written: dict[str, FileEntry] = {}
-    if mesh.data_rank == 0:
-        for part, tensors in _core_shards(model, manifest, mesh, trained):
+    for part, tensors in _core_shards(model, manifest, mesh, trained):
+        if mesh.data_rank == 0:
             name, entry = write_part(partial, mesh.tensor_rank, part, tensors)
             written[name] = entry
     gathered: list[dict[str, FileEntry]] = [{} for _ in range(dist.get_world_size())]
@@ -127,7 +136,7 @@ def _read_shards(
 
 
 def _core_shards(
-    model: NVLM, manifest: Manifest, mesh: Mesh, trained: set[str]
+    model: NVLM, manifest: Manifest, mesh: Mesh, trained: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Parts of the checkpoint with this rank's tensors, for the ``trained`` modules."""
     architecture = manifest.architecture.language
@@ -160,8 +169,15 @@ def _locals(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _local(parameter: Tensor) -> Tensor:
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local.detach().cpu().contiguous()
+    """This tensor-parallel rank's tensor, gathered over the data-parallel ranks (a collective)."""
+    if isinstance(parameter, DTensor):
+        names = parameter.device_mesh.mesh_dim_names or ()
+        kept = [
+            placement if name == "tensor" else Replicate()
+            for name, placement in zip(names, parameter.placements, strict=True)
+        ]
+        parameter = parameter.redistribute(placements=kept).to_local()
+    return parameter.detach().cpu().contiguous()
 
 
 def _like(parameter: Tensor, local: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from nvlm.train.params import TrainParams
 def build_optimizer(model: nn.Module, params: TrainParams) -> AdamW:
     """AdamW over the trainable parameters; matrices decay, biases and norms don't.
 
-    Sharded and whole parameters are in groups of their own: PyTorch updates a group at once.
+    Parameters of different meshes are in groups of their own: PyTorch updates a group at once.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, tuple[str, ...]], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            key = (parameter.ndim > 1, isinstance(parameter, DTensor))
+            mesh = parameter.device_mesh.mesh_dim_names if isinstance(parameter, DTensor) else None
+            key = (parameter.ndim > 1, mesh or ())
             groups.setdefault(key, []).append(parameter)
     settings = [
         {"params": parameters, "weight_decay": params.weight_decay if decays else 0.0}
@@ -45,25 +46,40 @@ def learning_rate(step: int, params: TrainParams) -> float:
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, mesh: Mesh) -> Tensor:
     """Scale all gradients down to a global norm of ``largest``; return the norm before that.
 
-    The norm is that of the one model which the grid holds in pieces: shards are added over the
-    tensor-parallel ranks, stages over the pipeline; a whole parameter is counted once.
+    The norm is that of the one model which the grid holds in pieces: what is sharded over data or
+    tensor ranks is added over them, stages over the pipeline, and what is whole is counted once.
     """
-    with_gradients = [p for p in parameters if p.grad is not None]
-    sharded, whole = torch.zeros(2, device=mesh.device).double()
-    for parameter in with_gradients:
-        gradient = parameter.grad
-        assert gradient is not None
-        if isinstance(gradient, DTensor):
-            sharded += gradient.to_local().double().square().sum()
-        else:
-            whole += gradient.double().square().sum()
-    dist.all_reduce(sharded, group=mesh.tensor.get_group())
-    total = sharded + whole
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    groups = {"shard": mesh.whole["shard"].get_group(), "tensor": mesh.tensor.get_group()}
+    # Rows: sharded over data or not; columns: sharded over tensor or not.
+    squares = torch.zeros(2, 2, dtype=torch.float64, device=mesh.device)
+    for gradient in gradients:
+        over = _sharded_over(gradient)
+        place = int("shard" in over), int("tensor" in over)
+        squares[place] += _local(gradient).double().square().sum()
+    dist.all_reduce(over_data := squares[1].clone(), group=groups["shard"])
+    by_tensor = squares[0] + over_data
+    dist.all_reduce(over_tensor := by_tensor[1].clone(), group=groups["tensor"])
+    total = by_tensor[0] + over_tensor
     dist.all_reduce(total, group=mesh.pipeline.get_group())
     norm = total.sqrt().float()
     scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-    for parameter in with_gradients:
-        gradient = parameter.grad
-        assert gradient is not None
-        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(scale)
+    for gradient in gradients:
+        _local(gradient).mul_(scale)
     return norm
+
+
+def _sharded_over(tensor: Tensor) -> set[str]:
+    """Names of the mesh dimensions over which ``tensor`` is sharded."""
+    if not isinstance(tensor, DTensor):
+        return set()
+    names = tensor.device_mesh.mesh_dim_names or ()
+    return {
+        name
+        for name, placement in zip(names, tensor.placements, strict=True)
+        if not placement.is_replicate()
+    }
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nvlm.data.loader import LoaderParams
+from nvlm.parallel.mesh import GridParams
 
 TRAINABLE = ("vision_projection", "language_model")
 DTYPES = ("float32", "bfloat16")
@@ -16,8 +17,7 @@ class TrainParams:
 
     trainable: list[str]  # modules that are trained; the vision tower never is
     data: LoaderParams
-    tensor_parallel: int  # as the input checkpoint is laid out
-    pipeline_parallel: int
+    grid: GridParams
     steps: int  # optimizer steps
     global_batch: int  # rows of the decoder a step, over all replicas and micro-batches
     micro_batch: int  # rows that go through the model at once
@@ -28,9 +28,10 @@ class TrainParams:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float  # of matrices; biases and norms have none, as in Megatron-LM
     clip_grad: float  # largest global gradient norm
-    dtype: str  # of parameters and computation
+    dtype: str  # of computation; masters of what is trained and reductions are fp32
     seed: int
     log_every: int  # steps between two points of the curves
+    snapshot_every: int  # steps between two snapshots to resume from
 
     def __post_init__(self) -> None:
         unknown = set(self.trainable) - set(TRAINABLE)
@@ -38,10 +39,10 @@ class TrainParams:
             raise ValueError(f"trainable: {self.trainable} should name some of {list(TRAINABLE)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} should be one of {list(DTYPES)}")
-        if self.global_batch % self.micro_batch:
+        if self.global_batch % (self.micro_batch * self.grid.data):
             raise ValueError(
                 f"global_batch: {self.global_batch} should be a multiple of micro_batch "
-                f"({self.micro_batch})"
+                f"({self.micro_batch}) times the data-parallel ranks ({self.grid.data})"
             )
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr: {self.min_lr} should lie between 0 and lr ({self.lr})")
@@ -51,8 +52,3 @@ class TrainParams:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {self.betas} should be two numbers from 0 up to 1")
-
-    @property
-    def processes(self) -> int:
-        """Ranks of the grid."""
-        return self.tensor_parallel * self.pipeline_parallel

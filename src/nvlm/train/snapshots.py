@@ -1,0 +1,143 @@
+"""Exact resume: what a killed run needs to end with the bytes of one that was not.
+
+Snapshots live outside the stage's outputs (DVC deletes those before a run), in a directory named by
+the digest of everything that determines the run, so that a snapshot of other inputs or parameters
+is never taken. They are written by PyTorch's distributed checkpoint, in the background, and removed
+when the run has succeeded. Random numbers need no state: each step seeds its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim import Optimizer
+
+from nvlm.model.nvlm import NVLM
+from nvlm.parallel.mesh import Mesh
+from nvlm.train.curves import Curves
+from nvlm.train.params import TrainParams
+
+KEPT = 2  # the newest may be half-written when a machine dies
+# The frozen modules are in the input checkpoint.
+OPTIONS = StateDictOptions(ignore_frozen_params=True)
+
+
+def run_digest(params: TrainParams, checkpoint: Path, data: Path) -> str:
+    """Sixteen hex digits of all that determines a run: parameters, checkpoint, datasets.
+
+    The manifest of a checkpoint holds the digest of each of its files, and a dataset's index.uuid
+    is derived from its shards.
+    """
+    digest = hashlib.sha256(repr(sorted(asdict(params).items())).encode())
+    digest.update((checkpoint / "checkpoint.json").read_bytes())
+    for name in sorted(params.data.blend):
+        digest.update((data / name / ".nv-meta" / "index.uuid").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Snapshots:
+    """Saves and restores model, optimizer, loader and curves of one run."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        model: NVLM,
+        optimizer: Optimizer,
+        loader: Any | None,
+        curves: Curves,
+        mesh: Mesh,
+    ) -> None:
+        """``loader``: Energon's savable loader on the ranks that read, None on the others."""
+        self.directory, self.mesh = directory, mesh
+        self.model, self.optimizer, self.loader, self.curves = model, optimizer, loader, curves
+        self.group = dist.new_group(backend="gloo")  # saving goes on while the GPUs train
+        self.pending: Future[Any] | None = None
+
+    def save(self, step: int, *, wait: bool = False) -> None:
+        """Save the state after ``step`` in the background; every rank calls this."""
+        self.finish()
+        result = dcp.async_save(
+            self._state(step), checkpoint_id=self._path(step), process_group=self.group
+        )
+        assert isinstance(result, Future)
+        self.pending = result
+        if wait:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the snapshot under way, and forget those before the last ``KEPT``."""
+        if self.pending is None:
+            return
+        self.pending.result()
+        self.pending = None
+        if self.mesh.is_main:
+            for step in self._steps()[:-KEPT]:
+                shutil.rmtree(self._path(step))
+
+    def restore(self) -> int:
+        """Load the newest whole snapshot; return its step, 0 if there is none."""
+        step = torch.tensor(max(self._steps(), default=0))
+        dist.broadcast(step, src=0, group=self.group)
+        if not step:
+            return 0
+        state = self._state(0)
+        dcp.load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
+        stage = state[self._stage()]
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=stage["model"],
+            optim_state_dict=stage["optimizer"],
+            options=OPTIONS,
+        )
+        if self.loader is not None:
+            self.loader.restore_state_rank(state[self._reader()])
+        self.curves.points, self.curves.timings = state["curves"]
+        return int(step)
+
+    def remove(self) -> None:
+        """Forget all snapshots of this run, which has succeeded."""
+        self.finish()
+        if self.mesh.is_main:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=OPTIONS)
+        state: dict[str, Any] = {
+            "step": step,
+            # Stages number their layers from 0, each for itself: the names would collide.
+            self._stage(): {"model": model, "optimizer": optimizer},
+            "curves": (list(self.curves.points), list(self.curves.timings)),
+        }
+        if self.loader is not None:
+            state[self._reader()] = self.loader.save_state_rank()
+        return state
+
+    def _stage(self) -> str:
+        return f"stage_{self.mesh.pipeline_rank}"
+
+    def _reader(self) -> str:
+        return f"loader_{self.mesh.data_rank}"
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        """Steps of the whole snapshots: the metadata file is written last."""
+        found: Iterable[Path] = self.directory.glob("step-*/.metadata")
+        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
