@@ -1,0 +1,171 @@
+"""Files of a checkpoint: written once, hashed while they are written, linked ever after.
+
+torch is imported only where tensors are, so that what moves files alone starts fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+from nvlm.atomic import atomic_directory
+from nvlm.checkpoint.layout import part_path
+from nvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 8 << 20  # bytes hashed and written at a time
+# safetensors' names of the element types that a checkpoint may have.
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# What linking answers where it is not possible: other file system, no links there, too many.
+UNLINKABLE = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str  # hexadecimal
+
+
+@contextmanager
+def new_checkpoint(destination: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes the checkpoint ``destination`` when it is whole.
+
+    Raises UserError if the disk is full; nothing is left behind then.
+    """
+    try:
+        with atomic_directory(destination) as partial:
+            yield partial
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"the disk of {destination} is full: free some space there and start again"
+        ) from error
+
+
+def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]:
+    """The tensors of a part, by their Megatron-core names within it.
+
+    They are views of a private mapping of the file: a page is read when it is touched, and a tensor
+    that is changed in place leaves the file alone. Raises UserError naming a file that is missing
+    or is not whole.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    path = directory / part_path(tensor_rank, part)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: make the checkpoint again") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is not whole ({error}): make the checkpoint again") from error
+
+
+def write_part(
+    directory: Path, tensor_rank: int, part: str, tensors: Mapping[str, Tensor]
+) -> tuple[str, FileEntry]:
+    """Write a part as safetensors; return its path in ``directory`` and its manifest entry.
+
+    The same tensors give the same bytes: sorted names, no metadata. At most one tensor is copied
+    in memory, and only if it is not contiguous. ``directory`` is one that is not published yet, and
+    a file that exists is never overwritten (FileExistsError).
+    """
+    name = part_path(tensor_rank, part)
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        writer = _HashingWriter(file)
+        header = _safetensors_header(tensors)
+        writer.write(len(header).to_bytes(8, "little") + header)
+        for key in sorted(tensors):
+            writer.write(_bytes_of(tensors[key]))
+    return name, writer.entry()
+
+
+def link_file(source: Path, destination: Path, name: str) -> None:
+    """Put file ``name`` of the checkpoint ``source`` into ``destination``: a link, or a copy.
+
+    A hard link costs no space, here or in DVC's cache; another file system gets a copy.
+    """
+    target = destination / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    original = (source / name).resolve()  # DVC may have put a symbolic link there
+    try:
+        os.link(original, target)
+    except OSError as error:
+        if error.errno not in UNLINKABLE:
+            raise
+        shutil.copyfile(original, target)
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Size and digest of a file, by reading it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(bytes=path.stat().st_size, sha256=digest)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a relative path from a manifest or an index can't leave its directory."""
+    path = PurePosixPath(name)
+    plain = name not in {"", "."} and "\\" not in name and "\0" not in name
+    return plain and not path.is_absolute() and ".." not in path.parts
+
+
+class _HashingWriter:
+    """Writes to a file and hashes the same bytes, so that no file is read again for its digest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK):
+            chunk = view[start : start + CHUNK]
+            self.digest.update(chunk)
+            self.file.write(chunk)
+        self.size += len(view)
+
+    def entry(self) -> FileEntry:
+        return FileEntry(bytes=self.size, sha256=self.digest.hexdigest())
+
+
+def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
+    """The JSON header, padded with spaces to 8 bytes as the format asks."""
+    header: dict[str, object] = {}
+    offset = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": DTYPES[str(tensor.dtype).removeprefix("torch.")],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return encoded + b" " * (-len(encoded) % 8)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The elements of ``tensor`` in row-major order, as little-endian bytes."""
+    import torch  # noqa: PLC0415
+
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
