@@ -1,0 +1,1 @@
+"""Readers of the benchmarks' own ground-truth files, one module a format."""

@@ -1,0 +1,1 @@
+"""What the answers are worth: one module a metric, each the published rule or better, named."""

@@ -1,0 +1,68 @@
+"""MMMU: multiple choice and open questions, by strict rules, and by the recipe's beside them.
+
+``score`` is strict: an answer that can't be read is wrong. Other scores of the same answers:
+``first_choice`` and ``random`` guess the unparsable (A; a seeded draw for each question), as other
+programs do, and ``recipe`` is what the recipe reports, parser and guess together. Each is a mean
+over questions, not over subjects.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from nvlm.evaluate.metrics import mmmu_recipe, open_answer
+from nvlm.evaluate.metrics.choice import LETTERS, parse_choice
+from nvlm.evaluate.question import Question
+from nvlm.evaluate.verdict import Verdict
+
+SEED = 42  # of the benchmark's own draw, though not its stream: a draw depends on its question only
+
+
+def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
+    """One verdict an answer. Unparsable: no option chosen, or an empty open answer."""
+    return [
+        _score_choice(question, answer) if question.choices else _score_open(question, answer)
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def best_constant(questions: Sequence[Question]) -> str:
+    """The letter, or the right answer of an open question, that scores most when given to all."""
+    most_choices = max(len(question.choices) for question in questions)
+    golds = [gold for question in questions if not question.choices for gold in question.references]
+    candidates = dict.fromkeys([*LETTERS[:most_choices], *golds])
+    return max(
+        candidates,
+        key=lambda answer: sum(
+            verdict.score for verdict in score(questions, [answer] * len(questions))
+        ),
+    )
+
+
+def _score_choice(question: Question, answer: str) -> Verdict:
+    letters = LETTERS[: len(question.choices)]
+    chosen = parse_choice(answer, question.choices)
+    drawn = random.Random(f"{SEED} {question.id}").choice(letters)
+    read = {
+        "first_choice": chosen or letters[0],
+        "random": chosen or drawn,
+        "recipe": mmmu_recipe.choose(answer, question.choices),
+    }
+    return Verdict(
+        score=float(chosen in question.references),
+        read_as=chosen or "",
+        unparsable=chosen is None,
+        other_scores={name: float(letter in question.references) for name, letter in read.items()},
+    )
+
+
+def _score_open(question: Question, answer: str) -> Verdict:
+    right = float(open_answer.is_right(answer, question.references))
+    by_recipe = float(mmmu_recipe.is_open_answer_right(answer, question.references))
+    return Verdict(
+        score=right,
+        read_as=" | ".join(mmmu_recipe.key_parts(answer)),
+        unparsable=not answer.strip(),
+        other_scores={"first_choice": right, "random": right, "recipe": by_recipe},
+    )
