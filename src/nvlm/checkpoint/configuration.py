@@ -37,7 +37,7 @@ def read_language_architecture(directory: Path) -> LanguageArchitecture:
     if family == "llama":
         _require(path, {"attention_bias": False, **config}, "attention_bias", False)
     heads = _integer(path, config, "num_attention_heads")
-    groups = config.get("num_key_value_heads") or heads
+    groups = _integer(path, {"num_key_value_heads": heads, **config}, "num_key_value_heads")
     hidden = _integer(path, config, "hidden_size")
     if hidden % heads or heads % groups:
         raise UserError(f"{path}: {hidden} channels, {heads} heads, {groups} groups do not divide")
@@ -50,7 +50,7 @@ def read_language_architecture(directory: Path) -> LanguageArchitecture:
         heads=heads,
         query_groups=groups,
         ffn_hidden_size=_integer(path, config, "intermediate_size"),
-        norm_epsilon=float(config["rms_norm_eps"]),
+        norm_epsilon=_number(path, config, "rms_norm_eps"),
         rope_theta=_rope_theta(path, config),
         vocabulary=_integer(path, config, "vocab_size"),
         max_positions=_integer(path, config, "max_position_embeddings"),
@@ -89,7 +89,7 @@ def read_vision_architecture(directory: Path) -> VisionArchitecture:
         ffn_hidden_size=_integer(path, config, "intermediate_size"),
         image_size=image,
         patch_size=patch,
-        norm_epsilon=float(config["layer_norm_eps"]),
+        norm_epsilon=_number(path, config, "layer_norm_eps"),
     )
 
 
@@ -104,7 +104,8 @@ def _rope_theta(path: Path, config: Mapping[str, Any]) -> float:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{path} scales rotary frequencies ({kind}), which is not supported")
-    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))  # transformers' default
+    return _number(path, {"rope_theta": theta}, "rope_theta")
 
 
 def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
@@ -112,6 +113,13 @@ def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"{path}: {key} should be a whole number above 0, not {value!r}")
     return value
+
+
+def _number(path: Path, config: Mapping[str, Any], key: str) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{path}: {key} should be a number above 0, not {value!r}")
+    return float(value)
 
 
 def _require(path: Path, config: Mapping[str, Any], key: str, value: object) -> None:

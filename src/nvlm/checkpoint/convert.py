@@ -1,6 +1,7 @@
-"""From Hugging Face's layout to a checkpoint: one layer in memory at a time.
+"""From Hugging Face's layout to a checkpoint: one rank's share of one layer in memory at a time.
 
-What is to be read is known, and compared with what is there, before the first byte is read.
+The source is mapped anew for every share, so that the pages of the one before are given back. What
+is to be read is known, and compared with what is there, before the first byte is read.
 """
 
 from __future__ import annotations
@@ -129,12 +130,12 @@ def read_source(directory: Path, part: str) -> Source:
 def _vision_parts(
     weights: HuggingFaceWeights, architecture: VisionArchitecture, size: int
 ) -> Iterator[Part]:
-    embedding = vision.embedding_to_core(weights.read("embeddings."))
     for rank in range(size):
+        embedding = vision.embedding_to_core(weights.read("embeddings."))
         yield rank, f"{VISION}.embedding", embedding
     for index in range(architecture.layers):
-        layer = weights.read(f"encoder.layers.{index}.")
         for rank in range(size):
+            layer = weights.read(f"encoder.layers.{index}.")
             core = vision.layer_to_core(layer, architecture, rank, size)
             yield rank, layer_part(VISION, index), core
 
@@ -142,19 +143,18 @@ def _vision_parts(
 def _language_parts(
     weights: HuggingFaceWeights, architecture: LanguageArchitecture, size: int, padded: int
 ) -> Iterator[Part]:
-    table = weights.read("model.embed_tokens.")["weight"]
     for rank in range(size):
+        table = weights.read("model.embed_tokens.")["weight"]
         rows = language.vocabulary_shard(table, padded, rank, size)
         yield rank, f"{LANGUAGE}.embedding", {"word_embeddings.weight": rows}
-    del table
     for index in range(architecture.layers):
-        layer = weights.read(f"model.layers.{index}.")
         for rank in range(size):
+            layer = weights.read(f"model.layers.{index}.")
             shard = language.slice_layer(layer, architecture, rank, size)
             core = language.layer_to_core(shard, architecture, size)
             yield rank, layer_part(LANGUAGE, index), core
-    norm, table = weights.read("model.norm.")["weight"], weights.read("lm_head.")["weight"]
     for rank in range(size):
+        norm, table = weights.read("model.norm.")["weight"], weights.read("lm_head.")["weight"]
         rows = language.vocabulary_shard(table, padded, rank, size)
         head = {"final_layernorm.weight": norm, "output_layer.weight": rows}
         yield rank, f"{LANGUAGE}.head", head

@@ -28,7 +28,8 @@ CHUNK = 8 << 20  # bytes hashed and written at a time
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # What linking answers where it is not possible: other file system, no links there, too many.
 UNLINKABLE = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What a person has to put right before a checkpoint can be written.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,17 @@ class FileEntry:
 def new_checkpoint(destination: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes the checkpoint ``destination`` when it is whole.
 
-    Raises UserError if the disk is full; nothing is left behind then.
+    Raises UserError if the disk is full or may not be written; nothing is left behind then.
     """
     try:
         with atomic_directory(destination) as partial:
             yield partial
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in UNWRITABLE:
             raise
         raise UserError(
-            f"the disk of {destination} is full: free some space there and start again"
+            f"{destination} was not written ({error.strerror}): free some space, or allow writing "
+            "there, and start again"
         ) from error
 
 

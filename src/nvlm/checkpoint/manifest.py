@@ -99,7 +99,9 @@ def check_digests(directory: Path, manifest: Manifest, names: Iterable[str] | No
     """
     chosen = sorted(manifest.files if names is None else names)
     total = sum(manifest.files[name].bytes for name in chosen)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None) as progress:
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="verify", delay=2, disable=None
+    ) as progress:
         for name in chosen:
             if entry_of(directory / name) != manifest.files[name]:
                 raise UserError(
