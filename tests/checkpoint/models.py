@@ -68,7 +68,8 @@ def save_language(
         rope_parameters={"rope_type": "default", "rope_theta": 5e6},
         tie_word_embeddings=False,
     )
-    model = model_class(config).to(dtype=dtype)
+    model = model_class(config)
+    torch.nn.Module.to(model, dtype)
     randomise(model, 1)
     model.save_pretrained(directory, max_shard_size=shard_size)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
@@ -95,7 +96,8 @@ def save_vision(
         use_qk_norm=True,
         use_mean_pooling=True,
     )
-    model = InternVLVisionModel(config).to(dtype=dtype)
+    model = InternVLVisionModel(config)
+    torch.nn.Module.to(model, dtype)
     randomise(model, 2)
     state = model.state_dict()
     for layer in range(layers):
