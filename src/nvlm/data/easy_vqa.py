@@ -85,7 +85,7 @@ def image(split: Split, image_id: int) -> Image.Image:
 
 @cache
 def descriptions(split: Split) -> dict[int, Description]:
-    """Image id -> colour and shape, for the nine pictures in ten whose questions tell both.
+    """Image id -> colour and shape, for the four pictures in five whose questions tell both.
 
     Read from the questions about colour or shape and their answers, since the package publishes no
     labels: every word of a training description comes from a training question.

@@ -80,7 +80,7 @@ def index_shards(directory: Path, content: type[Content]) -> None:
     field_map = {"image": ",".join(EXTENSIONS), **content.field_map}
     command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", "."]
     command += ["--non-interactive", "--no-progress", "--num-workers", "1"]
-    command += ["--split-parts", "train:.*", "--sample-type", content.sample_type]
+    command += ["--split-ratio", "1,0,0", "--sample-type", content.sample_type]
     command += ["--field-map", json.dumps(field_map)]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
