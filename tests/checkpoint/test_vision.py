@@ -96,8 +96,9 @@ def megatron_layer(
     k = gathered_norm([m[..., 1, :] for m in split], cores, "k", shape)
     output = first["self_attention.linear_proj.bias"].expand_as(hidden)
     for rank, core in enumerate(cores):
-        parts = (q[rank], k[rank], split[rank][..., 2, :])
-        context = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in parts))
+        own = (q[rank], k[rank], split[rank][..., 2, :])
+        q_own, k_own, v_own = (x.transpose(1, 2) for x in own)
+        context = functional.scaled_dot_product_attention(q_own, k_own, v_own)
         context = context.transpose(1, 2).flatten(2)
         output = output + functional.linear(context, core["self_attention.linear_proj.weight"])
     hidden = hidden + output * first["ls1"]
