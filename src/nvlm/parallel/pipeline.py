@@ -92,6 +92,7 @@ class StepRunner:
         dtype = next(self.model.language_model.parameters()).dtype
         micro = (self.micro_batch, length)
         hidden = torch.empty(*micro, language.hidden_size, dtype=dtype, device="meta")
+        hidden.requires_grad_()  # tells the stages that gradients come back
         tokens = torch.empty(*micro, dtype=torch.long, device="meta")
         held = language_rows(self.model, self.mesh)
         logits = torch.empty(*micro, held, dtype=dtype, device="meta")

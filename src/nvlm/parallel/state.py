@@ -6,6 +6,7 @@ frozen vision tower, which every rank of the first stage holds whole, is merged 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -89,12 +90,15 @@ def save_model(
     manifest = read_manifest(source)
     partial = temporary_path(destination)
     if mesh.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
+    dtype: torch.dtype = getattr(torch, manifest.dtype)
     written: dict[str, FileEntry] = {}
     for part, tensors in _core_shards(model, manifest, mesh, trained):
         if mesh.data_rank == 0:
-            name, entry = write_part(partial, mesh.tensor_rank, part, tensors)
+            stored = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            name, entry = write_part(partial, mesh.tensor_rank, part, stored)
             written[name] = entry
     gathered: list[dict[str, FileEntry]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, written)

@@ -24,12 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.optim import Optimizer
 
-from nvlm.model.nvlm import NVLM
-from nvlm.parallel.mesh import Mesh
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
+from nvlm.train.trainer import Trainer
 
 KEPT = 2  # the newest may be half-written when a machine dies
 # The frozen modules are in the input checkpoint.
@@ -53,18 +51,11 @@ class Snapshots:
     """Saves and restores model, optimizer, loader and curves of one run."""
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        model: NVLM,
-        optimizer: Optimizer,
-        loader: Any | None,
-        curves: Curves,
-        mesh: Mesh,
+        self, directory: Path, trainer: Trainer, loader: Any | None, curves: Curves
     ) -> None:
         """``loader``: Energon's savable loader on the ranks that read, None on the others."""
-        self.directory, self.mesh = directory, mesh
-        self.model, self.optimizer, self.loader, self.curves = model, optimizer, loader, curves
+        self.directory, self.loader, self.curves = directory, loader, curves
+        self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
         self.group = dist.new_group(backend="gloo")  # saving goes on while the GPUs train
         self.pending: Future[Any] | None = None
 

@@ -1,0 +1,112 @@
+"""Every grid computes the same model: transformers' logits, one process's loss curves."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.internvl.modeling_internvl import InternVLModel
+
+from nvlm.checkpoint.files import read_part
+from nvlm.parallel.launch import launch
+from nvlm.parallel.mesh import GridParams
+from tests.checkpoint.models import save_vision
+from tests.parallel.grids import VOCABULARY, make_batch, make_checkpoint, write_logits, write_losses
+
+GRIDS = {
+    "TP=2": GridParams(tensor=2),
+    "PP=2": GridParams(tensor=1, pipeline=2),
+    "TP=2 x PP=2": GridParams(tensor=2, pipeline=2),
+    "DP=2": GridParams(tensor=1, shard=2),
+    "DP=2 x TP=2": GridParams(tensor=2, shard=2),
+    "replicate 2 x shard 2": GridParams(tensor=1, replicate=2, shard=2),
+}
+
+
+def transformers_logits(directory):
+    """The same model put together from transformers' classes, sample by sample, unpacked."""
+    batch = make_batch(6, seed=7)
+    tower = save_vision(directory / "tower_again")
+    decoder = AutoModelForCausalLM.from_pretrained(directory / "hf_language").eval()
+    projector = read_part(directory / "combined", 0, "vision_projection")
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    logits = torch.zeros(*batch.input_ids.shape, VOCABULARY)
+    with torch.no_grad():
+        hidden = tower((batch.tiles / 255 - mean) / std).last_hidden_state[:, 1:]
+        grid = hidden.view(-1, 4, 4, hidden.shape[-1])
+        visual = InternVLModel.pixel_shuffle(None, grid, scale_factor=0.5).flatten(1, 2)
+        normed = torch.nn.functional.layer_norm(
+            visual,
+            visual.shape[-1:],
+            projector["encoder.linear_fc1.layer_norm_weight"],
+            projector["encoder.linear_fc1.layer_norm_bias"],
+        )
+        inner = torch.nn.functional.gelu(normed @ projector["encoder.linear_fc1.weight"].T)
+        visual = inner @ projector["encoder.linear_fc2.weight"].T
+        start = 0
+        for row, tiles in enumerate(batch.tiles_per_row.tolist()):
+            own = visual[start : start + tiles].flatten(0, 1)
+            start += tiles
+            embeds = decoder.get_input_embeddings()(batch.input_ids[row])
+            embeds[1 : 1 + len(own)] = own
+            for sample in (slice(0, 14), slice(14, 21)):
+                logits[row, sample] = decoder(inputs_embeds=embeds[None, sample]).logits[0]
+    return batch, logits
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_logits_equal_transformers_on_every_grid(family, tmp_path):
+    for name, grid in {
+        "one process": GridParams(tensor=1),
+        "TP=2": GRIDS["TP=2"],
+        "TP=2 x PP=2": GRIDS["TP=2 x PP=2"],
+    }.items():
+        directory = tmp_path / name
+        checkpoint = make_checkpoint(directory, family, grid)
+        launch(write_logits, grid.processes, checkpoint, grid, directory / "logits.pt")
+        logits = torch.load(directory / "logits.pt")
+        if name == "one process":
+            batch, expected = transformers_logits(directory)
+        counted = batch.segment_ids > 0
+        torch.testing.assert_close(logits[counted], expected[counted], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The loss curve of one process, for the tests of other grids."""
+    histories = {}
+
+    def run(family, trainable):
+        key = (family, *trainable)
+        if key not in histories:
+            directory = tmp_path_factory.mktemp("alone")
+            grid = GridParams(tensor=1)
+            checkpoint = make_checkpoint(directory, family, grid)
+            launch(write_losses, 1, checkpoint, grid, trainable, directory)
+            histories[key] = torch.load(directory / "history.pt")
+        return histories[key]
+
+    return run
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_fine_tuning_curves_equal_one_process(name, alone, tmp_path):
+    trainable = ["vision_projection", "language_model"]
+    expected = alone("qwen2", trainable)
+    grid = GRIDS[name]
+    checkpoint = make_checkpoint(tmp_path, "qwen2", grid)
+    launch(write_losses, grid.processes, checkpoint, grid, trainable, tmp_path)
+    history = torch.load(tmp_path / "history.pt")
+    torch.testing.assert_close(history, expected, atol=1e-5, rtol=1e-5)
+    assert history[-1, 0] < history[0, 0]
+
+
+def test_pretraining_curve_equals_one_process_and_freezes_the_rest(alone, tmp_path):
+    grid = GRIDS["TP=2"]
+    checkpoint = make_checkpoint(tmp_path, "llama", grid)
+    launch(write_losses, 2, checkpoint, grid, ["vision_projection"], tmp_path)
+    history = torch.load(tmp_path / "history.pt")
+    torch.testing.assert_close(history, alone("llama", ["vision_projection"]), atol=1e-5, rtol=1e-5)
+    for path in sorted((tmp_path / "trained").rglob("*.safetensors")):
+        original = checkpoint / path.relative_to(tmp_path / "trained")
+        same_file = path.stat().st_ino == original.stat().st_ino
+        assert same_file == ("vision_projection" not in path.name), path
