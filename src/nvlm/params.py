@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,21 +30,41 @@ def load_params(key: str, cls: type[Params], path: Path = Path("params.yaml")) -
     return parse_params(values, cls, key)
 
 
-def parse_params(
-    values: DictConfig | Mapping[str, Any], cls: type[Params], where: str
-) -> Params:
+def parse_params(values: DictConfig | Mapping[str, Any], cls: type[Params], where: str) -> Params:
     """Check ``values`` against the dataclass ``cls``; ``where`` is named in errors.
 
     ``__post_init__`` of ``cls`` may raise ValueError("FIELD: what would be right").
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(cls), values)
-        result = OmegaConf.to_object(typed)
+        typed = OmegaConf.merge(OmegaConf.structured(_thawed(cls)), values)
+        content = OmegaConf.to_container(typed, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        reason = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
-        name = f"{where}.{error.full_key}" if getattr(error, "full_key", None) else where
-        raise UserError(f"{name}: {reason}") from error
+        name = f"{where}.{error.full_key}" if error.full_key else where
+        raise UserError(f"{name}: {str(error.msg or error).splitlines()[0]}") from error
+    return _build(cls, content, where)
+
+
+def _thawed(cls: type[Any]) -> type[Any]:
+    """``cls`` and the dataclasses in it, not frozen: OmegaConf would not merge into those."""
+    hints = get_type_hints(cls)
+    thawed = [
+        (
+            field.name,
+            _thawed(hints[field.name]) if is_dataclass(hints[field.name]) else hints[field.name],
+            dataclasses.field(default=field.default, default_factory=field.default_factory),
+        )
+        for field in fields(cls)
+    ]
+    return make_dataclass(cls.__name__, thawed, kw_only=True)
+
+
+def _build(cls: type[Params], content: Any, where: str) -> Params:
+    hints = get_type_hints(cls)
+    arguments = {
+        name: _build(hints[name], value, f"{where}.{name}") if is_dataclass(hints[name]) else value
+        for name, value in content.items()
+    }
+    try:
+        return cls(**arguments)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
-    assert isinstance(result, cls)
-    return result
