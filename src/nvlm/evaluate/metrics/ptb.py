@@ -66,7 +66,7 @@ _PATTERNS = (
     rf"{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*",
     # Words joined by hyphens, each perhaps with an elided article: "rock-n-roll", "hors-d'oeuvre".
     rf"(?:[dDoOlL]{_APOSTROPHE}{_LETTER})?{_ALNUM}+"
-    rf"(?:-(?:[dDoOlL]{_APOSTROPHE}{_LETTER})?{_ALNUM}+)*",
+    rf"(?:[-_](?:[dDoOlL]{_APOSTROPHE}{_LETTER})?{_ALNUM}+)*",
     r"[A-Za-z0-9][A-Za-z0-9.,]*(?:-[A-Za-z0-9]+)+",
     r"[A-Z]+(?:[+&][A-Z]+)+",
     r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
@@ -81,7 +81,7 @@ _PATTERNS = (
     rf"[A-HJ-XZn]{_APOSTROPHE}{_LETTER}{{2,}}|[Yy]{_APOSTROPHE}(?={_LETTER})",
     rf"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE}[aeiouA-Z]{_LETTER}*",
     r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]",  # a smiley
-    r"[A-Z]*\$|[!?]+|\.{3,}|-{2,}|\*+|&(?:amp|lt|gt);|\S",
+    r"[A-Z]*\$|[!?]+|\.{3,}|-{2,}|\*+|_+|&(?:amp|lt|gt);|\S",
 )
 _LEXER = tuple(re.compile(pattern) for pattern in _PATTERNS)
 

@@ -1,0 +1,45 @@
+"""The scores in metrics/ as a table: one line a branch and task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nvlm.errors import UserError
+from nvlm.evaluate.ground_truth.files import read_json
+
+FINAL, BEFORE = "sft", "pretrained"  # directories of a branch
+HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable")
+
+
+def score_table(metrics: Path) -> str:
+    """``majority`` is the best constant answer; a model that was not scored shows as "-".
+
+    Raises UserError if nothing was scored.
+    """
+    scored = {
+        (path.parent.parent.name, path.stem): path
+        for path in sorted(metrics.glob(f"*/{FINAL}/*.json"))
+    }
+    if not scored:
+        raise UserError(f"{metrics} holds no scores: run dvc repro")
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for (branch, task), path in scored.items():
+        final = read_json(path)
+        before_path = metrics / branch / BEFORE / path.name
+        before = read_json(before_path) if before_path.is_file() else {}
+        scores = (final["majority"], before.get("score"), final["score"])
+        counts = (final["samples"], final["unparsable"])
+        rows.append((branch, task, *map(_score, scores), *map(str, counts)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _score(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,152 @@
+"""The scoring stage as DVC runs it, on hand-made sets in the official formats."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.evaluate import fixtures
+
+from nvlm.evaluate.table import score_table
+
+ROOT = Path(__file__).parents[2]
+PARAMS = """
+eval:
+  tasks:
+    captioning:
+      ground_truth: coco
+      metric: cider
+      ask: &ask {system: "", prompt: "", max_new_tokens: 8}
+    TextVQA: {ground_truth: textvqa, metric: vqa, ask: *ask}
+    VQAv2: {ground_truth: vqav2, metric: vqa, ask: *ask}
+    MMMU: {ground_truth: mmmu, metric: mmmu, ask: *ask}
+    unknown: {ground_truth: vqav2, metric: f1, ask: *ask}
+"""
+
+
+def run_score(
+    directory: Path, task: str, make: Callable[[Path], Path], answers: Mapping[Any, str]
+) -> subprocess.CompletedProcess[str]:
+    (directory / "params.yaml").write_text(PARAMS)
+    make(directory / "data" / task)
+    lines = [json.dumps({"question_id": key, "answer": value}) for key, value in answers.items()]
+    (directory / "answers.jsonl").write_text("\n".join(lines))
+    arguments = ["--task", task, "--generated", "answers.jsonl", "--data", f"data/{task}"]
+    arguments += ["--metrics", f"metrics/72b/sft/{task}.json", "--gallery", f"plots/{task}.png"]
+    # A torch that can't be imported: scoring must not need it.
+    (directory / "torch.py").write_text("raise ImportError('scoring imports torch')")
+    return subprocess.run(
+        [sys.executable, ROOT / "src/score.py", *arguments],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": f"{directory}:{ROOT / 'src'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def scores_of(directory: Path, task: str) -> dict[str, object]:
+    return json.loads((directory / f"metrics/72b/sft/{task}.json").read_text())
+
+
+def test_vqav2(tmp_path: Path):
+    answers = {1: "Yes.", 2: "one", 3: "dark red", 4: ""}
+    result = run_score(tmp_path, "VQAv2", fixtures.vqav2, answers)
+    assert result.returncode == 0, result.stderr
+    # "one" is "1" after normalisation, which six of ten said; two of ten said "dark red".
+    assert scores_of(tmp_path, "VQAv2") == {
+        "score": 0.666667,
+        "majority": 0.333333,
+        # "yes" scores 1 of 4, and 1/3 for the one "no" beside nine "yes" goes to "no": 4/3 of 4.
+        "majority_answer": "no",
+        "samples": 4,
+        "unparsable": 1,
+        "leave_one_out": round((1 + 1 + (2 * 1 / 3 + 8 * 2 / 3) / 10) / 4, 6),
+        "by_category": {
+            "number": {"score": 1.0, "samples": 1},
+            "other": {"score": 0.666667, "samples": 1},
+            "yes/no": {"score": 0.5, "samples": 2},
+        },
+    }
+
+
+def test_mmmu(tmp_path: Path):
+    answers = {
+        "validation_Art_Theory_1": "(B) because (A) is wrong",
+        "validation_Art_Theory_2": "what?",
+        "validation_Math_1": "5 of 7",
+    }
+    result = run_score(tmp_path, "MMMU", fixtures.mmmu, answers)
+    assert result.returncode == 0, result.stderr
+    scores = scores_of(tmp_path, "MMMU")
+    assert scores["score"] == pytest.approx(1 / 3, abs=1e-6)
+    assert scores["first_choice"] == pytest.approx(2 / 3, abs=1e-6)
+    # The recipe reads A in the first, guesses A in the second, finds 5 in the third.
+    assert scores["recipe"] == pytest.approx(2 / 3, abs=1e-6)
+    assert (scores["samples"], scores["unparsable"], scores["majority"]) == (3, 1, 0.333333)
+
+
+def test_captioning_and_textvqa_are_scored_by_their_rules(tmp_path: Path):
+    captions = {9: "A red square.", 25: "the dog is running"}
+    assert run_score(tmp_path, "captioning", fixtures.coco, captions).returncode == 0
+    scores = scores_of(tmp_path, "captioning")
+    assert scores["samples"] == 2
+    assert float(str(scores["score"])) > float(str(scores["majority"])) > 0
+    assert run_score(tmp_path, "TextVQA", fixtures.textvqa, {34602: "42"}).returncode == 0
+    assert scores_of(tmp_path, "TextVQA")["score"] == 1.0
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path):
+    written = []
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        run_score(tmp_path / run, "VQAv2", fixtures.vqav2, dict.fromkeys((1, 2, 3, 4), "no"))
+        written.append(
+            [
+                (tmp_path / run / name).read_bytes()
+                for name in ("metrics/72b/sft/VQAv2.json", "plots/VQAv2.png")
+            ]
+        )
+    assert written[0] == written[1]
+    with Image.open(tmp_path / "a/plots/VQAv2.png") as gallery:
+        colours = {colour for _, colour in gallery.convert("RGB").getcolors(1 << 24) or []}
+    assert {(26, 127, 55), (180, 35, 24)} <= colours  # frames of the right and of the wrong
+
+
+@pytest.mark.parametrize(
+    ("task", "answers", "message"),
+    [
+        ("VQAv2", {1: "yes"}, "3 of 4 questions have no answer"),
+        ("unknown", {}, "metric: one of vqa, cider, mmmu, not 'f1'"),
+        ("absent", {}, "no section 'eval.tasks.absent'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    tmp_path: Path, task: str, answers: Mapping[Any, str], message: str
+):
+    result = run_score(tmp_path, task, fixtures.vqav2, answers)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "metrics").exists()
+    assert not (tmp_path / "plots").exists()
+
+
+def test_table_shows_majority_pretrained_and_final_scores(tmp_path: Path):
+    for model, score in (("pretrained", 0.25), ("sft", 0.75)):
+        counts = {"majority": 0.4, "samples": 500, "unparsable": 3}
+        fixtures.write_json(tmp_path / f"34b/{model}/VQAv2.json", counts | {"score": score})
+    fixtures.write_json(tmp_path / "72b/sft/VQAv2.json", counts | {"score": 0.8})
+    fixtures.write_json(tmp_path / "environment.json", {})
+    heading, first, second = score_table(tmp_path).split("\n")
+    assert heading.split() == [
+        "branch", "task", "majority", "pretrained", "sft", "samples", "unparsable",
+    ]  # fmt: skip
+    assert first.split() == ["34b", "VQAv2", "0.400", "0.250", "0.750", "500", "3"]
+    assert second.split() == ["72b", "VQAv2", "0.400", "-", "0.800", "500", "3"]
