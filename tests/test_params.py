@@ -22,6 +22,8 @@ class Inner:
 class Outer:
     inner: Inner
     weights: dict[str, float]
+    others: dict[str, Inner] = field(default_factory=dict)
+    last: Inner | None = None
     name: str | None = None
 
 
@@ -33,6 +35,8 @@ def parse(**values):
 def test_nested_values_are_typed():
     expected = Outer(inner=Inner(rate=1.0, sizes=[2]), weights={"a": 1.0})
     assert parse(inner={"rate": 1, "sizes": [2]}) == expected
+    more = parse(others={"x": {"rate": 2}}, last={"rate": 3})
+    assert more.others == {"x": Inner(rate=2.0)} and more.last == Inner(rate=3.0)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,7 @@ def test_nested_values_are_typed():
         ({"inner": {"rate": -1}}, r"train\.sft\.inner\.rate: -1.0 should be more than 0"),
         ({"inner": {}}, r"train\.sft\.inner\.rate"),
         ({"inner": {"rate": 1, "rat": 2}}, r"train\.sft\.inner\.rat\b"),
+        ({"others": {"x": {"rate": 0}}}, r"train\.sft\.others\.x\.rate: 0.0 should be"),
         ({"weights": {"a": "heavy"}}, r"train\.sft\.weights\.a"),
     ],
 )

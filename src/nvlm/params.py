@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,30 +42,44 @@ def parse_params(values: DictConfig | Mapping[str, Any], cls: type[Params], wher
     except OmegaConfBaseException as error:
         name = f"{where}.{error.full_key}" if error.full_key else where
         raise UserError(f"{name}: {str(error.msg or error).splitlines()[0]}") from error
-    return _build(cls, content, where)
+    result = _build(cls, content, where)
+    assert isinstance(result, cls)
+    return result
 
 
-def _thawed(cls: type[Any]) -> type[Any]:
-    """``cls`` and the dataclasses in it, not frozen: OmegaConf would not merge into those."""
-    hints = get_type_hints(cls)
-    thawed = [
-        (
-            field.name,
-            _thawed(hints[field.name]) if is_dataclass(hints[field.name]) else hints[field.name],
-            dataclasses.field(default=field.default, default_factory=field.default_factory),
-        )
-        for field in fields(cls)
-    ]
-    return make_dataclass(cls.__name__, thawed, kw_only=True)
+def _thawed(kind: Any) -> Any:
+    """``kind`` with every dataclass in it not frozen: OmegaConf would not merge into those."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        thawed = [
+            (
+                field.name,
+                _thawed(hints[field.name]),
+                dataclasses.field(default=field.default, default_factory=field.default_factory),
+            )
+            for field in fields(kind)
+        ]
+        return make_dataclass(kind.__name__, thawed, kw_only=True)
+    origin, arguments = get_origin(kind), tuple(_thawed(part) for part in get_args(kind))
+    if origin is UnionType:
+        return Union[arguments]  # noqa: UP007 (the types are known only now)
+    return origin[arguments] if origin else kind
 
 
-def _build(cls: type[Params], content: Any, where: str) -> Params:
-    hints = get_type_hints(cls)
-    arguments = {
-        name: _build(hints[name], value, f"{where}.{name}") if is_dataclass(hints[name]) else value
-        for name, value in content.items()
-    }
+def _build(kind: Any, content: Any, where: str) -> Any:
+    """``content``, checked before, as an instance of ``kind``."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if content is None:
+        return None
+    if origin is UnionType:
+        return _build(arguments[0], content, where)
+    if origin is dict:
+        return {key: _build(arguments[1], value, f"{where}.{key}") for key, value in content.items()}
+    if not is_dataclass(kind):
+        return content
+    hints = get_type_hints(kind)
+    values = {name: _build(hints[name], value, f"{where}.{name}") for name, value in content.items()}
     try:
-        return cls(**arguments)
+        return kind(**values)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
