@@ -13,12 +13,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from nvlm.atomic import write_bytes
+from nvlm.evaluate.metrics.choice import LETTERS
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
 
 EXAMPLES = 8  # of each kind
 COLUMNS = 4
-CARD_WIDTH, CARD_HEIGHT, MARGIN = 280, 330, 10  # pixels
+CARD_WIDTH, CARD_HEIGHT, MARGIN = 280, 318, 10  # pixels
 IMAGE_HEIGHT = 150
 FONT_SIZE, LINE_HEIGHT, LINE_LENGTH = 13, 16, 38  # pixels, pixels, characters
 COLOURS = {"right": "#1a7f37", "wrong": "#b42318", "unparsable": "#8a5a00"}
@@ -68,10 +69,10 @@ def _card(question: Question, answer: str, verdict: Verdict, kind: str) -> Image
     picture = _picture(question.image, card.width - 2 * MARGIN)
     card.paste(picture, ((card.width - picture.width) // 2, MARGIN))
     asked = question.text or "(describe the image)"
-    options = "; ".join(question.choices)
+    options = ", ".join(map("{} {}".format, LETTERS, question.choices))
     references = ", ".join(dict.fromkeys(question.references))
     lines = [
-        *_wrap(f"Q: {asked}", 3),
+        *_wrap(f"Q: {asked}", 2),
         *(_wrap(f"of: {options}", 1) if options else []),
         *_wrap(f"answer: {answer!r}", 2),
         *_wrap(f"truth: {references}", 2),
