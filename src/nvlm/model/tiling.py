@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# From this reduction on PyTorch resizes both ways, see _resize.
+# From this reduction in the second pass on PyTorch does both, see _resize.
 BOTH_PASSES_REDUCTION = 3
 
 
@@ -71,17 +71,25 @@ def tile_image(image: Image.Image, image_size: int, tiling: Tiling) -> NDArray[n
 def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     """RGB pixels (height, width, 3) of the resized image, each within 1 of Pillow's bicubic.
 
-    Both libraries resize rows, round to uint8, and then resize columns; PyTorch's weights have 16
-    bits to Pillow's 22, so either pass can be off by 1. In both passes that can add up to 2, unless
-    the columns' weights are small. So Pillow does the rows, except where the image shrinks much.
+    Both libraries resize along one side, round to uint8, and then along the other; PyTorch's
+    weights have 16 bits to Pillow's 22, so either pass can be off by 1. The two together can be off
+    by 2, unless the second one's weights are small. So Pillow does the first pass, in the order in
+    which it would do both, and PyTorch the second, or both where the second one shrinks much.
     Other modes than RGB are left to Pillow alone: converting them first would change them.
     """
     if image.mode != "RGB":
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
-    if image.height < BOTH_PASSES_REDUCTION * height:
-        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return _torch_resize(np.array(image), width, height)
+    # Pillow 13 does the columns first where they shrink by far more pixels than the rows: found by
+    # trying, and held by tests.
+    columns_first = image.height > max(height, height + 2 * (image.width - width))
+    between = (image.width, height) if columns_first else (width, image.height)
+    reduction = image.width / width if columns_first else image.height / height
+    if reduction < BOTH_PASSES_REDUCTION:
+        pixels = np.array(image.resize(between, Image.Resampling.BICUBIC))
+    else:
+        pixels = _torch_resize(np.array(image), *between)
+    return _torch_resize(pixels, width, height)
 
 
 def _torch_resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
