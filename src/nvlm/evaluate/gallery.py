@@ -9,11 +9,11 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 from PIL import Image, ImageDraw, ImageFont
 
 from nvlm.atomic import write_bytes
-from nvlm.evaluate.metrics.choice import LETTERS
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
 
@@ -69,7 +69,7 @@ def _card(question: Question, answer: str, verdict: Verdict, kind: str) -> Image
     picture = _picture(question.image, card.width - 2 * MARGIN)
     card.paste(picture, ((card.width - picture.width) // 2, MARGIN))
     asked = question.text or "(describe the image)"
-    options = ", ".join(map("{} {}".format, LETTERS, question.choices))
+    options = ", ".join(map("{} {}".format, ascii_uppercase, question.choices))
     references = ", ".join(dict.fromkeys(question.references))
     lines = [
         *_wrap(f"Q: {asked}", 2),

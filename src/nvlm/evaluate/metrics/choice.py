@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from string import ascii_uppercase
 
 _BOX = re.compile(r"\\(?:answer|boxed)\s*\{")
 _TEXT_COMMAND = re.compile(r"^\\(?:text|mathrm|mathbf|textbf)\s*\{(.*)\}$", re.DOTALL)
@@ -44,7 +43,7 @@ def parse_choice(answer: str, choices: Sequence[str]) -> str | None:
 
 def _readings(text: str, choices: Sequence[str]) -> Iterator[set[str]]:
     """The letters that each way to read finds, the surest way first."""
-    letters = LETTERS[: len(choices)]
+    letters = ascii_uppercase[: len(choices)]
     lone = _LONE.fullmatch(text)
     yield {lone[1].upper()} & set(letters) if lone else set()
     options = [_plain(choice) for choice in choices]
@@ -100,7 +99,9 @@ def _by_text(text: str, options: Sequence[str]) -> set[str]:
     """The options whose text stands in the answer as whole words, and in no longer option's."""
     remaining = f" {_plain(text)} "
     found = set()
-    for letter, option in sorted(zip(LETTERS, options, strict=False), key=lambda o: -len(o[1])):
+    for letter, option in sorted(
+        zip(ascii_uppercase, options, strict=False), key=lambda o: -len(o[1])
+    ):
         pattern = re.compile(rf"(?<!\w){re.escape(option)}(?!\w)")
         if option and pattern.search(remaining):
             found.add(letter)

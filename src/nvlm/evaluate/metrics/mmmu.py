@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from nvlm.evaluate.metrics import mmmu_recipe, open_answer
-from nvlm.evaluate.metrics.choice import LETTERS, parse_choice
+from nvlm.evaluate.metrics.choice import parse_choice
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
 
@@ -31,7 +32,7 @@ def best_constant(questions: Sequence[Question]) -> str:
     """The letter, or the right answer of an open question, that scores most when given to all."""
     most_choices = max(len(question.choices) for question in questions)
     golds = [gold for question in questions if not question.choices for gold in question.references]
-    candidates = dict.fromkeys([*LETTERS[:most_choices], *golds])
+    candidates = dict.fromkeys([*ascii_uppercase[:most_choices], *golds])
     return max(
         candidates,
         key=lambda answer: sum(
@@ -41,7 +42,7 @@ def best_constant(questions: Sequence[Question]) -> str:
 
 
 def _score_choice(question: Question, answer: str) -> Verdict:
-    letters = LETTERS[: len(question.choices)]
+    letters = ascii_uppercase[: len(question.choices)]
     chosen = parse_choice(answer, question.choices)
     drawn = random.Random(f"{SEED} {question.id}").choice(letters)
     read = {
