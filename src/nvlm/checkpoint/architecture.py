@@ -27,6 +27,7 @@ class VisionArchitecture:
 
     @property
     def head_size(self) -> int:
+        """Channels of one attention head."""
         return self.hidden_size // self.heads
 
     @property
@@ -62,10 +63,12 @@ class LanguageArchitecture:
 
     @property
     def head_size(self) -> int:
+        """Channels of one attention head."""
         return self.hidden_size // self.heads
 
     @property
     def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
         return self.family == "qwen2"
 
 

@@ -1,4 +1,4 @@
-"""From Hugging Face's layout to a checkpoint: one rank's share of one layer in memory at a time.
+"""From Hugging Face's layout to a checkpoint: one rank's share of a layer in a worker's memory.
 
 The source is mapped anew for every share, so that the pages of the one before are given back. What
 is to be read is known, and compared with what is there, before the first byte is read.
@@ -6,19 +6,21 @@ is to be read is known, and compared with what is there, before the first byte i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nvlm.checkpoint import language, vision
 from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
 from nvlm.checkpoint.configuration import read_language_architecture, read_vision_architecture
-from nvlm.checkpoint.files import FileEntry, entry_of, link_file, new_checkpoint, write_part
+from nvlm.checkpoint.files import DTYPES, FileEntry, entry_of, link_file, new_checkpoint
 from nvlm.checkpoint.huggingface import HuggingFaceWeights, read_json
 from nvlm.checkpoint.layout import LANGUAGE, VISION, even_grid, layer_part, padded_rows
 from nvlm.checkpoint.manifest import Manifest, Source, Vocabulary, write_manifest
+from nvlm.checkpoint.writing import Job, write_parts
 from nvlm.errors import UserError
 
 # What a tokenizer may consist of in a Hugging Face repo; one of the first two holds the pieces.
@@ -35,22 +37,27 @@ TOKENIZER_FILES = (
 )
 # Computed, not learnt; old Llama repos store it.
 ROTARY_BUFFER = "rotary_emb.inv_freq"
-# A part and its tensors on one tensor-parallel rank.
-Part = tuple[int, str, dict[str, Tensor]]
 
 
-def convert_vision(source: Path, destination: Path, *, tensor: int) -> Manifest:
+def convert_vision(
+    source: Path, destination: Path, *, tensor: int, dtype: str | None = None
+) -> Manifest:
     """Convert the InternViT in ``source`` for ``tensor`` ranks; any number does.
 
-    Raises UserError if the model is not one, or not whole; nothing is written then.
+    ``dtype`` casts its tensors ("bfloat16"); None keeps what they are. Raises UserError if the
+    model is not one, or not whole; nothing is written then.
     """
     tower = read_vision_architecture(source)
     architecture = Architecture(vision=tower)
     grid = even_grid(architecture, tensor=tensor, pipeline=1)
     weights = HuggingFaceWeights(source)
-    dtype = weights.check(vision_shapes(tower))
-    with new_checkpoint(destination) as partial:
-        files = _write_parts(partial, _vision_parts(weights, tower, tensor), weights.bytes)
+    found = weights.check(vision_shapes(tower))
+    dtype = found if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    jobs = vision_jobs(weights, tower, tensor, dtype=getattr(torch, dtype))
+    with new_checkpoint(destination) as directory:
+        files = write_parts(directory, jobs, weights.bytes, "convert")
         manifest = Manifest(
             architecture=architecture,
             grid=grid,
@@ -59,7 +66,7 @@ def convert_vision(source: Path, destination: Path, *, tensor: int) -> Manifest:
             sources=(read_source(source, VISION),),
             files=files,
         )
-        write_manifest(partial, manifest)
+        write_manifest(directory, manifest)
     return manifest
 
 
@@ -77,18 +84,19 @@ def convert_language(
     padded = padded_rows(decoder.vocabulary, multiple=vocabulary_multiple, tensor=tensor)
     weights = HuggingFaceWeights(source)
     dtype = weights.check(language_shapes(decoder), ignored=(ROTARY_BUFFER,))
-    with new_checkpoint(destination) as partial:
-        parts = _language_parts(weights, decoder, tensor, padded)
-        files = _write_parts(partial, parts, weights.bytes)
+    jobs = language_jobs(weights, decoder, tensor, padded)
+    with new_checkpoint(destination) as directory:
+        tokenizer = link_tokenizer(source, directory)
+        files = write_parts(directory, jobs, weights.bytes, "convert")
         manifest = Manifest(
             architecture=architecture,
             grid=grid,
             vocabulary=Vocabulary(true=decoder.vocabulary, padded=padded),
             dtype=dtype,
             sources=(read_source(source, LANGUAGE),),
-            files=files | _link_tokenizer(source, partial),
+            files=files | tokenizer,
         )
-        write_manifest(partial, manifest)
+        write_manifest(directory, manifest)
     return manifest
 
 
@@ -127,51 +135,74 @@ def read_source(directory: Path, part: str) -> Source:
     )
 
 
-def _vision_parts(
-    weights: HuggingFaceWeights, architecture: VisionArchitecture, size: int
-) -> Iterator[Part]:
+def vision_jobs(
+    weights: HuggingFaceWeights,
+    architecture: VisionArchitecture,
+    size: int,
+    *,
+    prefix: str = "",
+    dummies: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Job]:
+    """What makes every part of the tower, for ``size`` ranks.
+
+    ``prefix`` comes before the names of ``vision_shapes``; the last ``dummies`` heads of the source
+    are zeros to be left out.
+    """
+
+    def cast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+
+    def embedding() -> dict[str, Tensor]:
+        return cast(vision.embedding_to_core(weights.read(f"{prefix}embeddings.")))
+
+    def layer(index: int, rank: int) -> dict[str, Tensor]:
+        whole = weights.read(f"{prefix}encoder.layers.{index}.")
+        whole = vision.drop_dummy_heads(whole, architecture, dummies)
+        return cast(vision.layer_to_core(whole, architecture, rank, size))
+
     for rank in range(size):
-        embedding = vision.embedding_to_core(weights.read("embeddings."))
         yield rank, f"{VISION}.embedding", embedding
     for index in range(architecture.layers):
         for rank in range(size):
-            layer = weights.read(f"encoder.layers.{index}.")
-            core = vision.layer_to_core(layer, architecture, rank, size)
-            yield rank, layer_part(VISION, index), core
+            yield rank, layer_part(VISION, index), partial(layer, index, rank)
 
 
-def _language_parts(
-    weights: HuggingFaceWeights, architecture: LanguageArchitecture, size: int, padded: int
-) -> Iterator[Part]:
-    for rank in range(size):
-        table = weights.read("model.embed_tokens.")["weight"]
+def language_jobs(
+    weights: HuggingFaceWeights,
+    architecture: LanguageArchitecture,
+    size: int,
+    padded: int,
+    *,
+    prefix: str = "",
+) -> Iterator[Job]:
+    """What makes every part of the decoder, for ``size`` ranks and ``padded`` rows."""
+
+    def embedding(rank: int) -> dict[str, Tensor]:
+        table = weights.read(f"{prefix}model.embed_tokens.")["weight"]
+        return {"word_embeddings.weight": language.vocabulary_shard(table, padded, rank, size)}
+
+    def layer(index: int, rank: int) -> dict[str, Tensor]:
+        whole = weights.read(f"{prefix}model.layers.{index}.")
+        shard = language.slice_layer(whole, architecture, rank, size)
+        return language.layer_to_core(shard, architecture, size)
+
+    def head(rank: int) -> dict[str, Tensor]:
+        table = weights.read(f"{prefix}lm_head.")["weight"]
         rows = language.vocabulary_shard(table, padded, rank, size)
-        yield rank, f"{LANGUAGE}.embedding", {"word_embeddings.weight": rows}
+        norm = weights.read(f"{prefix}model.norm.")["weight"]
+        return {"final_layernorm.weight": norm, "output_layer.weight": rows}
+
+    for rank in range(size):
+        yield rank, f"{LANGUAGE}.embedding", partial(embedding, rank)
     for index in range(architecture.layers):
         for rank in range(size):
-            layer = weights.read(f"model.layers.{index}.")
-            shard = language.slice_layer(layer, architecture, rank, size)
-            core = language.layer_to_core(shard, architecture, size)
-            yield rank, layer_part(LANGUAGE, index), core
+            yield rank, layer_part(LANGUAGE, index), partial(layer, index, rank)
     for rank in range(size):
-        norm, table = weights.read("model.norm.")["weight"], weights.read("lm_head.")["weight"]
-        rows = language.vocabulary_shard(table, padded, rank, size)
-        head = {"final_layernorm.weight": norm, "output_layer.weight": rows}
-        yield rank, f"{LANGUAGE}.head", head
+        yield rank, f"{LANGUAGE}.head", partial(head, rank)
 
 
-def _write_parts(directory: Path, parts: Iterator[Part], total: int) -> dict[str, FileEntry]:
-    """Write ``parts`` as they come, with progress against ``total`` bytes; their entries."""
-    files: dict[str, FileEntry] = {}
-    with tqdm(total=total, unit="B", unit_scale=True, desc="convert", disable=None) as progress:
-        for rank, part, tensors in parts:
-            name, entry = write_part(directory, rank, part, tensors)
-            files[name] = entry
-            progress.update(entry.bytes)
-    return files
-
-
-def _link_tokenizer(source: Path, directory: Path) -> dict[str, FileEntry]:
+def link_tokenizer(source: Path, directory: Path) -> dict[str, FileEntry]:
     """Put the tokenizer of ``source`` under ``tokenizer/``; the entries of its files."""
     present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not {"tokenizer.json", "tokenizer.model"} & set(present):

@@ -29,7 +29,7 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # What linking answers where it is not possible: other file system, no links there, too many.
 UNLINKABLE = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 # What a person has to put right before a checkpoint can be written.
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,9 @@ def write_part(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         writer = _HashingWriter(file)
-        header = _safetensors_header(tensors)
-        writer.write(len(header).to_bytes(8, "little") + header)
+        writer.write(safetensors_header({key: tensors[key] for key in sorted(tensors)}))
         for key in sorted(tensors):
-            writer.write(_bytes_of(tensors[key]))
+            writer.write(bytes_of(tensors[key]))
     return name, writer.entry()
 
 
@@ -148,12 +147,17 @@ class _HashingWriter:
         return FileEntry(bytes=self.size, sha256=self.digest.hexdigest())
 
 
-def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The JSON header, padded with spaces to 8 bytes as the format asks."""
-    header: dict[str, object] = {}
+def safetensors_header(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What a safetensors file starts with, its tensors to follow in this order without gaps.
+
+    Only shapes and dtypes of ``tensors`` are looked at. The JSON is padded with spaces to 8 bytes,
+    as the format asks.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for key in sorted(tensors):
-        tensor = tensors[key]
+    for key, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()
         header[key] = {
             "dtype": DTYPES[str(tensor.dtype).removeprefix("torch.")],
@@ -162,10 +166,11 @@ def _safetensors_header(tensors: Mapping[str, Tensor]) -> bytes:
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    return encoded + b" " * (-len(encoded) % 8)
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order, as little-endian bytes."""
     import torch  # noqa: PLC0415
 

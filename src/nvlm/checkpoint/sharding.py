@@ -28,3 +28,24 @@ def merge(shards: Sequence[Tensor], dimension: int | None, name: str) -> Tensor:
     if not all(torch.equal(shards[0], other) for other in shards[1:]):
         raise UserError(f"{name} should be the same on every tensor-parallel rank, and is not")
     return shards[0]
+
+
+def reshard(
+    shards: Sequence[Tensor], dimension: int | None, rank: int, size: int, name: str
+) -> Tensor:
+    """Rank ``rank`` of ``size``'s shard, out of the shards of another number of ranks.
+
+    Only what overlaps is touched. Raises UserError naming tensor ``name`` if a replicated one
+    (None) differs between the ranks.
+    """
+    if dimension is None:
+        return merge(shards, None, name)
+    length = shards[0].shape[dimension]
+    own = length * len(shards) // size
+    pieces = []
+    for index, tensor in enumerate(shards):
+        start = max(rank * own - index * length, 0)
+        end = min((rank + 1) * own - index * length, length)
+        if start < end:
+            pieces.append(tensor.narrow(dimension, start, end - start))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nvlm.checkpoint.architecture import VisionArchitecture
 from nvlm.checkpoint.files import read_part
@@ -133,6 +134,42 @@ def layer_to_hf(
     projection = torch.cat([core["self_attention.linear_proj.weight"] for core in shards], dim=1)
     layer["attn.proj.weight"] = projection[:, :hidden]
     return layer
+
+
+def add_dummy_heads(
+    layer: Mapping[str, Tensor], architecture: VisionArchitecture, dummies: int
+) -> dict[str, Tensor]:
+    """A whole Hugging Face layer with ``dummies`` more heads, all zeros, as NVLM-D's repo has it.
+
+    25 heads and 7 dummies of InternViT-6B: ``attn.qkv.weight`` (12288, 3200), queries, keys and
+    values in thirds; QK norms (4096); ``attn.proj.weight`` (3200, 4096).
+    """
+    hidden, extra = architecture.hidden_size, dummies * architecture.head_size
+    padded = dict(layer)
+    qkv = layer["attn.qkv.weight"].view(3, hidden, hidden)
+    padded["attn.qkv.weight"] = functional.pad(qkv, (0, 0, 0, extra)).view(-1, hidden)
+    for name in ("attn.q_norm.weight", "attn.k_norm.weight", "attn.proj.weight"):
+        padded[name] = functional.pad(layer[name], (0, extra))
+    return padded
+
+
+def drop_dummy_heads(
+    layer: Mapping[str, Tensor], architecture: VisionArchitecture, dummies: int
+) -> dict[str, Tensor]:
+    """The inverse of ``add_dummy_heads``. Raises UserError if a dummy head is not of zeros."""
+    if not dummies:
+        return dict(layer)
+    hidden = architecture.hidden_size
+    whole = dict(layer)
+    qkv = layer["attn.qkv.weight"].view(3, -1, hidden)
+    whole["attn.qkv.weight"] = qkv[:, :hidden].reshape(-1, hidden)
+    rest = [qkv[:, hidden:]]
+    for name in ("attn.q_norm.weight", "attn.k_norm.weight", "attn.proj.weight"):
+        whole[name] = layer[name][..., :hidden]
+        rest.append(layer[name][..., hidden:])
+    if any(tensor.any() for tensor in rest):
+        raise UserError(f"the last {dummies} heads of the vision tower should be zeros: refused")
+    return whole
 
 
 def embedding_to_core(embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
