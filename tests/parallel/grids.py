@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tests.checkpoint.models import save_language, save_vision
 
 from nvlm.checkpoint.combine import combine
 from nvlm.checkpoint.convert import convert_language, convert_vision
@@ -17,7 +18,6 @@ from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.state import load_model, save_model
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer
-from tests.checkpoint.models import save_language, save_vision
 
 VOCABULARY, LENGTH, TOKENS_PER_TILE = 101, 24, 4
 

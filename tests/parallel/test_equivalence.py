@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from tests.checkpoint.models import save_vision
+from tests.parallel.grids import VOCABULARY, make_batch, make_checkpoint, write_logits, write_losses
 from transformers import AutoModelForCausalLM
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from nvlm.checkpoint.files import read_part
 from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams
-from tests.checkpoint.models import save_vision
-from tests.parallel.grids import VOCABULARY, make_batch, make_checkpoint, write_logits, write_losses
 
 GRIDS = {
     "TP=2": GridParams(tensor=2),

@@ -77,9 +77,7 @@ class StepRunner:
             kwargs |= {"visual_index": batch.visual_index, "features": features}
             self.schedule.step(batch.input_ids, return_outputs=False, **kwargs)
         elif self.mesh.is_last:
-            self.schedule.step(
-                target=batch.labels, losses=losses, return_outputs=False, **kwargs
-            )
+            self.schedule.step(target=batch.labels, losses=losses, return_outputs=False, **kwargs)
         else:
             self.schedule.step(return_outputs=False, **kwargs)
         total = torch.zeros((), device=self.mesh.device)
@@ -105,9 +103,7 @@ class StepRunner:
             output_args=logits if self.mesh.is_last else hidden,
             group=self.mesh.pipeline.get_group(),
         )
-        return Schedule1F1B(
-            stage, rows // self.micro_batch, loss_fn=self._loss, scale_grads=False
-        )
+        return Schedule1F1B(stage, rows // self.micro_batch, loss_fn=self._loss, scale_grads=False)
 
     def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
         losses = token_losses(output, labels, self.model.vocabulary, self.mesh.tensor)

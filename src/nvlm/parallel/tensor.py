@@ -84,5 +84,5 @@ def encode_shared(model: NVLM, tiles: Tensor, group: dist.ProcessGroup, chunk: i
     if size == 1:
         return features[: tiles.shape[0]]
     gathered = features.new_empty(share * size, *features.shape[1:])
-    dist.all_gather_into_tensor(gathered, features, group=group)
+    dist.all_gather_single(gathered, features, group=group)
     return gathered[: tiles.shape[0]]

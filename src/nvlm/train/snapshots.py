@@ -19,19 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer
 
 KEPT = 2  # the newest may be half-written when a machine dies
-# The frozen modules are in the input checkpoint.
-OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
 def run_digest(params: TrainParams, checkpoint: Path, data: Path) -> str:
@@ -87,17 +82,10 @@ class Snapshots:
         if not step:
             return 0
         state = self._state(0)
+        # Tensors are filled in place; what is not a tensor is replaced in ``state``.
         dcp.load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
-        stage = state[self._stage()]
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=stage["model"],
-            optim_state_dict=stage["optimizer"],
-            options=OPTIONS,
-        )
         if self.loader is not None:
-            self.loader.restore_state_rank(state[self._reader()])
+            self.loader.restore_state_rank(state[self._rank()]["loader"])
         self.curves.points, self.curves.timings = state["curves"]
         return int(step)
 
@@ -108,22 +96,22 @@ class Snapshots:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _state(self, step: int) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=OPTIONS)
-        state: dict[str, Any] = {
-            "step": step,
-            # Stages number their layers from 0, each for itself: the names would collide.
-            self._stage(): {"model": model, "optimizer": optimizer},
-            "curves": (list(self.curves.points), list(self.curves.timings)),
-        }
+        """References to everything a run changes. A run goes on only on the same grid (the digest
+        sees to that), so each rank saves what it holds, under names of its own."""
+        own: dict[str, Any] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                moments = self.optimizer.state[parameter] or _fresh_moments(parameter)
+                self.optimizer.state[parameter] = moments
+                own[f"{name}.value"] = _local(parameter)
+                own |= {f"{name}.{key}": _local(value) for key, value in moments.items()}
         if self.loader is not None:
-            state[self._reader()] = self.loader.save_state_rank()
-        return state
+            own["loader"] = self.loader.save_state_rank()
+        curves = list(self.curves.points), list(self.curves.timings)
+        return {"step": step, "curves": curves, self._rank(): own}
 
-    def _stage(self) -> str:
-        return f"stage_{self.mesh.pipeline_rank}"
-
-    def _reader(self) -> str:
-        return f"loader_{self.mesh.data_rank}"
+    def _rank(self) -> str:
+        return f"rank_{dist.get_rank():05d}"
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
@@ -132,3 +120,15 @@ class Snapshots:
         """Steps of the whole snapshots: the metadata file is written last."""
         found: Iterable[Path] = self.directory.glob("step-*/.metadata")
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def _fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before its first step, as PyTorch lays it out."""
+    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros(()), **zeros}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The plain tensor that this rank holds of ``tensor``, sharing its memory."""
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
