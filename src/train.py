@@ -11,7 +11,10 @@ from pathlib import Path
 
 from nvlm.errors import run_command
 from nvlm.parallel.launch import launch
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import load_params
+from nvlm.train.curves import Curves
+from nvlm.train.params import TrainParams
 
 
 def main() -> None:
@@ -24,17 +27,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, required=True, help="curves to write (CSV)")
     arguments = parser.parse_args()
 
-    from nvlm.train.params import TrainParams  # noqa: PLC0415
-
     params = load_params(arguments.params, TrainParams)
     launch(work, params.grid.processes, params, arguments)
 
 
 def work(params: TrainParams, arguments: argparse.Namespace) -> None:
     """One rank: train its part of the model."""
-    from nvlm.parallel.mesh import parallel_mesh  # noqa: PLC0415
-    from nvlm.train.curves import Curves  # noqa: PLC0415
-    from nvlm.train.loop import train  # noqa: PLC0415
+    from nvlm.train.loop import train  # takes seconds to import: transformers
 
     plot: Path = arguments.plot
     log = Path("logs") / plot.parent.name / f"{plot.stem}_speed.csv"

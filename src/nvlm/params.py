@@ -74,11 +74,11 @@ def _build(kind: Any, content: Any, where: str) -> Any:
     if origin is UnionType:
         return _build(arguments[0], content, where)
     if origin is dict:
-        return {key: _build(arguments[1], value, f"{where}.{key}") for key, value in content.items()}
-    if not is_dataclass(kind):
+        return {key: _build(arguments[1], part, f"{where}.{key}") for key, part in content.items()}
+    if not (is_dataclass(kind) and isinstance(kind, type)):
         return content
     hints = get_type_hints(kind)
-    values = {name: _build(hints[name], value, f"{where}.{name}") for name, value in content.items()}
+    values = {name: _build(hints[name], part, f"{where}.{name}") for name, part in content.items()}
     try:
         return kind(**values)
     except ValueError as error:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from tests.pipeline.closure import import_closure
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]

@@ -42,7 +42,7 @@ def _sharded(model: NVLM) -> list[FSDPModule]:
 
 
 def _units(model: NVLM) -> list[nn.Module]:
-    """What is gathered together, of what is trained: a decoder layer, embedding, projector, head."""
+    """What is gathered together, of what is trained: a layer, embedding, projector, head."""
     decoder = model.language_model
     modules = [model.vision_projection, decoder.model.embed_tokens, decoder.lm_head]
     units = [module for module in (*modules, *decoder.model.layers) if module is not None]

@@ -12,9 +12,9 @@ from torch.nn import functional
 def token_losses(logits: Tensor, labels: Tensor, vocabulary: int, mesh: DeviceMesh) -> Tensor:
     """Cross-entropy (B, S) in fp32 of this rank's ``logits`` (B, S, rows it holds).
 
-    ``labels`` (B, S) are shifted already; positions with IGNORED (-100) give 0. Rows beyond the true
-    ``vocabulary`` take no probability (Megatron lets them: its losses are a little too high). To
-    be called, and differentiated, inside ``torch.distributed.tensor.parallel.loss_parallel()``.
+    ``labels`` (B, S) are shifted already; positions with IGNORED (-100) give 0. Rows beyond the
+    true ``vocabulary`` take no probability (Megatron lets them: its losses are a little too high).
+    To be called, and differentiated, inside PyTorch's ``loss_parallel()``.
     """
     rows = logits.shape[-1]
     true_rows = max(0, min(rows, vocabulary - mesh.get_local_rank() * rows))
@@ -28,5 +28,7 @@ def token_losses(logits: Tensor, labels: Tensor, vocabulary: int, mesh: DeviceMe
     else:
         split = DTensor.from_local(flat, mesh, [Shard(1)], run_check=False)
         target = DTensor.from_local(labels.flatten(), mesh, [Replicate()], run_check=False)
-        losses = functional.cross_entropy(split, target, reduction="none").to_local()
+        whole = functional.cross_entropy(split, target, reduction="none")
+        assert isinstance(whole, DTensor)
+        losses = whole.to_local()
     return losses.view_as(labels)

@@ -55,10 +55,12 @@ class Mesh:
 
     @property
     def tensor(self) -> DeviceMesh:
+        """The tensor-parallel ranks that share this one's layers."""
         return self.whole["tensor"]
 
     @property
     def pipeline(self) -> DeviceMesh:
+        """The ranks that hold the other stages of this replica."""
         return self.whole["pipeline"]
 
     @property
@@ -68,14 +70,17 @@ class Mesh:
 
     @property
     def tensor_rank(self) -> int:
+        """Place among the tensor-parallel ranks."""
         return self.tensor.get_local_rank()
 
     @property
     def pipeline_rank(self) -> int:
+        """Pipeline stage."""
         return self.pipeline.get_local_rank()
 
     @property
     def data_rank(self) -> int:
+        """Replica (or, under FSDP2, share of the global batch)."""
         return self.data.get_local_rank()
 
     @property

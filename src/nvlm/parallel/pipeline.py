@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class StepRunner:
     def _run_pipeline(self, batch: Batch, features: Tensor | None) -> Tensor:
         if self.schedule is None:
             self.schedule = self._build_schedule(batch)
-        kwargs: dict[str, Tensor] = {
+        kwargs: dict[str, Any] = {
             "position_ids": batch.position_ids,
             "segment_ids": batch.segment_ids,
         }

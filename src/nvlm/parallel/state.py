@@ -18,16 +18,14 @@ from torch.distributed.tensor import DTensor, Replicate
 from nvlm.atomic import publish_directory, temporary_path
 from nvlm.checkpoint import language, projector
 from nvlm.checkpoint.files import FileEntry, link_file, read_part, write_part
-from nvlm.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, layer_part, part_path
+from nvlm.checkpoint.manifest import Manifest, check_digests, read_manifest, write_manifest
 from nvlm.checkpoint.vision import read_vision_tower
 from nvlm.errors import UserError
 from nvlm.model.language import Stage, reset_rotary
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
-
-PROJECTION = "vision_projection"
-LANGUAGE = "language_model"
 
 
 def load_model(
@@ -51,6 +49,8 @@ def load_model(
             f"{checkpoint} is laid out for tensor {grid.tensor} x pipeline {grid.pipeline}, not "
             f"{mesh.tensor.size()} x {mesh.pipeline.size()}: change the layout, or the grid"
         )
+    check_digests(checkpoint, manifest, _files(manifest, stage_of(manifest, mesh), mesh))
+    assert manifest.vocabulary is not None
     with torch.device("meta"):
         model = NVLM(manifest.architecture, manifest.vocabulary.padded, stage_of(manifest, mesh))
     apply_tensor_parallel(model, mesh.tensor, gather_logits=gather_logits)
@@ -114,6 +114,16 @@ def save_model(
     dist.barrier()
 
 
+def _files(manifest: Manifest, stage: Stage, mesh: Mesh) -> list[str]:
+    """The files that this rank opens."""
+    first = [f"{LANGUAGE}.embedding", PROJECTION] if stage.is_first else []
+    layers = [layer_part(LANGUAGE, layer) for layer in range(stage.first, stage.last)]
+    last = [f"{LANGUAGE}.head"] if stage.is_last else []
+    files = [part_path(mesh.tensor_rank, part) for part in (*first, *layers, *last)]
+    tower = [name for name in manifest.files if f"/{VISION}." in name] if stage.is_first else []
+    return [*files, *tower]
+
+
 def _read_shards(
     checkpoint: Path, manifest: Manifest, model: NVLM, mesh: Mesh
 ) -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +140,7 @@ def _read_shards(
         embedding = read_part(checkpoint, rank, f"{LANGUAGE}.embedding")
         yield f"{LANGUAGE}.model.embed_tokens.weight", embedding["word_embeddings.weight"]
     for layer in range(stage.first, stage.last):
-        core = read_part(checkpoint, rank, f"{LANGUAGE}.layer.{layer:03d}")
+        core = read_part(checkpoint, rank, layer_part(LANGUAGE, layer))
         for name, tensor in language.layer_to_hf(core, architecture, size).items():
             yield f"{LANGUAGE}.model.layers.{layer - stage.first}.{name}", tensor
     if stage.is_last:
@@ -157,7 +167,7 @@ def _core_shards(
     for index, layer in enumerate(range(stage.first, stage.last)):
         shard = _locals(decoder.model.layers[index])
         core = language.layer_to_core(shard, architecture, mesh.tensor.size())
-        yield f"{LANGUAGE}.layer.{layer:03d}", core
+        yield layer_part(LANGUAGE, layer), core
     if stage.is_last:
         yield (
             f"{LANGUAGE}.head",

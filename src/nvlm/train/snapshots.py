@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
 from nvlm.train.curves import Curves
@@ -57,7 +58,7 @@ class Snapshots:
     def save(self, step: int, *, wait: bool = False) -> None:
         """Save the state after ``step`` in the background; every rank calls this."""
         self.finish()
-        result = dcp.async_save(
+        result = async_save(
             self._state(step), checkpoint_id=self._path(step), process_group=self.group
         )
         assert isinstance(result, Future)
@@ -83,7 +84,7 @@ class Snapshots:
             return 0
         state = self._state(0)
         # Tensors are filled in place; what is not a tensor is replaced in ``state``.
-        dcp.load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
+        load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
         if self.loader is not None:
             self.loader.restore_state_rank(state[self._rank()]["loader"])
         self.curves.points, self.curves.timings = state["curves"]
