@@ -50,8 +50,8 @@ def report(
     }
     if len(by_category) > 1:
         result["by_category"] = {
-            category: {"score": _mean_score(by_category[category]), "samples": len(verdicts)}
-            for category, verdicts in sorted(by_category.items())
+            category: {"score": _mean_score(members), "samples": len(members)}
+            for category, members in sorted(by_category.items())
         }
     return result
 
