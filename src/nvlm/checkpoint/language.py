@@ -9,7 +9,7 @@ Layout after Megatron-LM's ``tools/checkpoint/loader_llama_mistral.py`` (removed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -111,10 +111,23 @@ def vocabulary_shard(weight: Tensor, padded: int, rank: int, size: int) -> Tenso
     Added rows repeat the last one, as Megatron-LM's saver does.
     """
     rows = padded // size
-    own = weight[rank * rows : (rank + 1) * rows]
-    if own.shape[0] == rows:
-        return own
-    return torch.cat([own, weight[-1:].expand(rows - own.shape[0], -1)])
+    return vocabulary_rows([weight], rank * rows, (rank + 1) * rows)
+
+
+def vocabulary_rows(shards: Sequence[Tensor], start: int, end: int) -> Tensor:
+    """Rows ``start`` to ``end`` of the table in ``shards``, its last row repeated beyond its end.
+
+    Only the shards that overlap are touched.
+    """
+    pieces, first = [], 0
+    for table in shards:
+        own = table[max(start - first, 0) : max(end - first, 0)]
+        if own.shape[0]:
+            pieces.append(own)
+        first += table.shape[0]
+    if end > first:
+        pieces.append(shards[-1][-1:].expand(end - max(start, first), -1))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _interleave(

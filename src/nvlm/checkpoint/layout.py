@@ -7,6 +7,7 @@ that a change of pipeline stages moves no tensor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
@@ -57,6 +58,31 @@ def even_grid(architecture: Architecture, *, tensor: int, pipeline: int) -> Grid
             f"divisor of {layers}"
         )
     return Grid(tensor=tensor, pipeline=pipeline, layers_per_stage=(layers // pipeline,) * pipeline)
+
+
+def pipeline_grid(
+    architecture: Architecture,
+    *,
+    tensor: int,
+    pipeline: int | None,
+    layers_per_stage: Sequence[int] | None,
+) -> Grid:
+    """The grid of ``pipeline`` stages (None: as many as counts), even or of given layer counts.
+
+    Raises UserError if the counts are not one a stage, or do not sum to the decoder's layers.
+    """
+    if layers_per_stage is None:
+        return even_grid(architecture, tensor=tensor, pipeline=1 if pipeline is None else pipeline)
+    check_tensor_parallel(architecture, tensor)
+    counts = tuple(layers_per_stage)
+    layers = architecture.language.layers if architecture.language else 0
+    if sum(counts) != layers:
+        raise UserError(
+            f"stages of {list(counts)} layers hold {sum(counts)}, and the decoder has {layers}: "
+            "give one count a stage that sum to it"
+        )
+    stages = len(counts) if pipeline is None else pipeline
+    return Grid(tensor=tensor, pipeline=stages, layers_per_stage=counts)
 
 
 def check_tensor_parallel(architecture: Architecture, tensor: int) -> None:

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nvlm.atomic import write_text
 from nvlm.checkpoint.architecture import FAMILIES, Architecture
 from nvlm.checkpoint.files import DTYPES, FileEntry, entry_of, stays_inside
 from nvlm.checkpoint.layout import Grid, check_tensor_parallel, part_names, part_path
+from nvlm.checkpoint.tasks import run_tasks
 from nvlm.errors import UserError
 
 MANIFEST = "checkpoint.json"
@@ -55,6 +57,11 @@ class Manifest:
     dtype: str  # "float32", "bfloat16" or "float16": of every tensor
     sources: tuple[Source, ...]
     files: Mapping[str, FileEntry]  # by path relative to the checkpoint
+
+    @property
+    def other_files(self) -> list[str]:
+        """Files that hold no tensors: the tokenizer's."""
+        return sorted(name for name in self.files if not name.endswith(".safetensors"))
 
     def with_files(self, files: Mapping[str, FileEntry]) -> Manifest:
         """The same checkpoint with other files."""
@@ -102,8 +109,9 @@ def check_digests(directory: Path, manifest: Manifest, names: Iterable[str] | No
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="verify", delay=2, disable=None
     ) as progress:
-        for name in chosen:
-            if entry_of(directory / name) != manifest.files[name]:
+        entries = run_tasks(partial(entry_of, directory / name) for name in chosen)
+        for name, entry in zip(chosen, entries, strict=True):
+            if entry != manifest.files[name]:
                 raise UserError(
                     f"{directory / name} is altered (its SHA-256 is not the manifest's): make the "
                     "checkpoint again"

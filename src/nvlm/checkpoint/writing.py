@@ -1,7 +1,6 @@
 """Many files at a time: workers compute, hash and write them while one more thread flushes.
 
-SHA-256, copies and ``write`` release the interpreter's lock, so that two workers use two cores. A
-file's fsync starts when the file is written: the disk works while the next files are computed, and
+A file's fsync starts when the file is written: the disk works while the next files are computed, and
 the flush before a checkpoint is published finds little left to do.
 """
 
@@ -12,38 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from nvlm.checkpoint.files import FileEntry, write_part
+from nvlm.checkpoint.tasks import Result, run_tasks
 
-WORKERS = 2  # each holds one part in memory
 AHEAD = 4  # files that may wait for the disk: bounds the dirty pages of slow disks
 
 # What is to be written: tensor-parallel rank, part, and how its tensors are made.
 Job = tuple[int, str, Callable[[], Mapping[str, Tensor]]]
-Result = TypeVar("Result")
-
-
-def run_tasks(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Results of ``tasks`` in order, computed by ``WORKERS`` threads, a few ahead.
-
-    The first exception ends it; tasks that have not begun by then never do.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for task in tasks:
-                pending.append(pool.submit(task))
-                if len(pending) > WORKERS:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def write_files(
