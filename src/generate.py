@@ -43,8 +43,8 @@ def main() -> None:
             "run src/repartition.py --pipeline-parallel 1"
         )
 
-    from nvlm.parallel.launch import launch  # noqa: PLC0415
-    from nvlm.parallel.mesh import GridParams  # noqa: PLC0415
+    from nvlm.parallel.launch import launch
+    from nvlm.parallel.mesh import GridParams
 
     launch(work, grid.tensor, GridParams(tensor=grid.tensor), params, task, arguments)
 
@@ -53,12 +53,12 @@ def work(
     grid: GridParams, params: GenerateParams, task: TaskParams, arguments: argparse.Namespace
 ) -> None:
     """One rank: its share of the model, all questions; rank 0 writes the answers."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from nvlm.evaluate.generation import Prompter, generate_answers  # noqa: PLC0415
-    from nvlm.model.tokens import load_tokenizer  # noqa: PLC0415
-    from nvlm.parallel.mesh import parallel_mesh  # noqa: PLC0415
-    from nvlm.parallel.state import load_model  # noqa: PLC0415
+    from nvlm.evaluate.generation import Prompter, generate_answers
+    from nvlm.model.tokens import load_tokenizer
+    from nvlm.parallel.mesh import parallel_mesh
+    from nvlm.parallel.state import load_model
 
     questions = read_questions(arguments.data, task.ground_truth)
     with parallel_mesh(grid) as mesh:
