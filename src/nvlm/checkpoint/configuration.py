@@ -24,7 +24,11 @@ def read_language_architecture(directory: Path) -> LanguageArchitecture:
     Raises UserError for anything else, and for traits that NVLM's decoders don't have.
     """
     path = directory / "config.json"
-    config = read_json(path)
+    return language_architecture(path, read_json(path))
+
+
+def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArchitecture:
+    """The decoder that ``config``, read from ``path``, describes."""
     family = LANGUAGE_CLASSES.get(_class(config))
     if family is None:
         raise UserError(
@@ -63,7 +67,11 @@ def read_vision_architecture(directory: Path) -> VisionArchitecture:
     Raises UserError for anything else.
     """
     path = directory / "config.json"
-    config = read_json(path)
+    return vision_architecture(path, read_json(path))
+
+
+def vision_architecture(path: Path, config: Mapping[str, Any]) -> VisionArchitecture:
+    """The tower that ``config``, read from ``path``, describes."""
     if _class(config) not in VISION_CLASSES:
         raise UserError(
             f"{path} is of {_class(config)}, not of {' or '.join(VISION_CLASSES)}: choose an "
