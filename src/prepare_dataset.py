@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.data.prepare import DatasetParams, prepare_dataset
+from nvlm.data.datasets import DatasetParams
+from nvlm.data.prepare import prepare_dataset
 from nvlm.errors import run_command
 from nvlm.params import load_params
 

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
-from nvlm.data.prepare import DatasetParams, prepare_dataset
+from nvlm.data.datasets import DatasetParams
+from nvlm.data.prepare import prepare_dataset
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def datasets(tmp_path_factory):
             requires="packages",
             samples=60,
             samples_per_shard=25,
-            max_skipped=0,
+            max_skipped=0.0,
         )
         prepare_dataset(params, root / name, root.parent / f"{name}.json")
     return root

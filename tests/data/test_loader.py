@@ -195,17 +195,30 @@ def test_plain_template_has_no_system_turn(build, tokenizer):
     assert SYSTEM not in text
 
 
-def test_long_samples_are_skipped_never_cut(build, architecture):
+def test_long_samples_get_fewer_tiles_and_are_never_cut(build, architecture):
     strips = {"blend": {"strips": 1.0}, "packing": False}
     every = arriving(build(**strips), 60, architecture)
     length = int(np.median([len(ids) for ids, _ in every]))
     short = arriving(build(**strips, sequence_length=length), 60, architecture)
+    kept = {(ids, tiles) for ids, tiles in every if len(ids) <= length}
+    assert kept <= short
+    assert len(short) == 60 > len(kept)
+    tile = 3 * 48 * 48
+    assert {len(tiles) // tile for _, tiles in short - kept} <= {1, 3, 4}
+    assert all(len(ids) <= length for ids, _ in short)
+
+
+def test_samples_too_long_with_one_tile_are_skipped(build, architecture):
+    choices = {"blend": {"choices": 1.0}, "packing": False}
+    every = arriving(build(**choices), 60, architecture)
+    length = int(np.median([len(ids) for ids, _ in every]))
+    short = arriving(build(**choices, sequence_length=length), 60, architecture)
     assert short == {(ids, tiles) for ids, tiles in every if len(ids) <= length}
     assert 20 < len(short) < 50
 
 
 def test_a_length_that_fits_nothing_is_an_error(build):
-    with pytest.raises(UserError, match="sequence_length: 50 tokens hold none"):
+    with pytest.raises(UserError, match="sequence_length = 50 is too short"):
         next(iter(build(sequence_length=50)))
 
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from megatron.energon.tools.lint import command as lint
 from tests.data.pictures import encoded_image
 
-from nvlm.data.prepare import DatasetParams, prepare_dataset
+from nvlm.data.datasets import DatasetParams
+from nvlm.data.prepare import prepare_dataset
 from nvlm.errors import UserError
 from nvlm.params import parse_params
 
@@ -22,7 +23,7 @@ def params(**overrides):
         "requires": "nowhere",
         "samples": None,
         "samples_per_shard": 2,
-        "max_skipped": 0,
+        "max_skipped": 0.0,
     }
     return parse_params({**values, **overrides}, DatasetParams, "data.sft.x")
 
@@ -65,35 +66,43 @@ def test_energon_finds_nothing_wrong(datasets):
         assert done.exit_code == 0, done.output
 
 
-def test_corrupt_images_are_counted(directory_of_records, tmp_path, capsys):
+def test_what_cannot_be_used_is_counted_and_listed(directory_of_records, tmp_path):
     names = ["a.jpg", "cut.jpg", "b.png", "empty.png", "none.png", "c.bmp", "text.png"]
     directory = directory_of_records(
         [{"image": f"images/{name}", "caption": name} for name in names],
         {
             "a.jpg": JPEG,
-            "cut.jpg": JPEG[: len(JPEG) // 2],
+            "cut.jpg": JPEG[:-20],
             "b.png": PNG,
             "empty.png": b"",
             "c.bmp": PALETTE,
             "text.png": b"no image",
         },
     )
-    given = params(requires=str(directory), max_skipped=4)
+    given = params(requires=str(directory), max_skipped=0.6)
     prepare_dataset(given, tmp_path / "out", tmp_path / "metrics.json")
     counts = json.loads((tmp_path / "metrics.json").read_text())
-    assert counts == {"samples": 3, "shards": 2, "skipped": 4}
+    assert counts == {"samples": 3, "shards": 3, "skipped": 4}
     entries = stored(tmp_path / "out")
     assert entries["000000000.jpg"] == JPEG
     assert entries["000000002.png"] == PNG
     assert entries["000000005.png"].startswith(b"\x89PNG")
     assert json.loads(entries["000000005.json"])["caption"] == "c.bmp"
     assert len(entries) == 6
-    told = capsys.readouterr().err
-    assert all(f"images/{name}" in told for name in ("cut.jpg", "empty.png", "none.png"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").open()]
+    reasons = {line["record"].split("(")[0].strip(): line["reason"] for line in lines}
+    assert reasons == {
+        "images/cut.jpg": "the JPEG file is truncated",
+        "images/empty.png": "the image file is empty",
+        "images/none.png": "there is no file 'images/none.png'",
+        "images/text.png": "cannot identify image file",
+    }
 
-    with pytest.raises(UserError, match="more than 3 unreadable images, the last one is images/te"):
+    with pytest.raises(UserError, match=r"4 of 7 records.*max_skipped = 0\.5.*cut\.jpg"):
         prepare_dataset(
-            params(requires=str(directory), max_skipped=3), tmp_path / "bad", tmp_path / "bad.json"
+            params(requires=str(directory), max_skipped=0.5),
+            tmp_path / "bad",
+            tmp_path / "bad.json",
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "out", "raw"]
 
@@ -102,9 +111,11 @@ def test_a_failure_keeps_what_was_there(directory_of_records, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
     directory = directory_of_records([{"image": "images/none.png", "caption": "x"}], {})
-    with pytest.raises(UserError, match="no readable sample"):
+    with pytest.raises(UserError, match="no usable sample"):
         prepare_dataset(
-            params(requires=str(directory), max_skipped=9), tmp_path / "out", tmp_path / "m.json"
+            params(requires=str(directory), max_skipped=1.0),
+            tmp_path / "out",
+            tmp_path / "m.json",
         )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
     assert not (tmp_path / "m.json").exists()

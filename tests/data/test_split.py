@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from nvlm.data import digits, easy_vqa
+from nvlm.data.datasets import PACKAGED, DatasetParams
 from nvlm.data.evaluation import EvaluationParams, prepare_evaluation
-from nvlm.data.prepare import DatasetParams
-from nvlm.data.sources import PACKAGED, records
+from nvlm.data.sources import records
 from nvlm.params import parse_params
 
 SMOKE: Any = OmegaConf.load("conf/data/smoke.yaml")
@@ -31,8 +30,7 @@ def params(group, name):
 
 
 def stream(group, name):
-    given = params(group, name)
-    return records(given.source, Path(given.requires), given.samples, given.seed)
+    return records(params(group, name))
 
 
 def pixels(data):
@@ -75,7 +73,10 @@ def test_no_held_out_picture_is_in_training(group, name, held_out_pixels):
 @pytest.mark.parametrize("source", PACKAGED)
 def test_held_out_data_have_no_effect_on_training(source, monkeypatch):
     """The records stay the same to the bit when whatever is held out cannot be opened."""
-    before = list(records(source, Path(), 200, seed=7))
+    given = DatasetParams(
+        source=source, requires="", samples=200, samples_per_shard=100, max_skipped=0.0, seed=7
+    )
+    before = list(records(given))
 
     published = digits.scans("train")
 
@@ -93,7 +94,7 @@ def test_held_out_data_have_no_effect_on_training(source, monkeypatch):
     monkeypatch.setattr(digits, "scans", scans)
     for name in ("questions", "image_paths", "image", "descriptions"):
         monkeypatch.setattr(easy_vqa, name, refuse(getattr(easy_vqa, name)))
-    assert list(records(source, Path(), 200, seed=7)) == before
+    assert list(records(given)) == before
 
 
 def test_scans_are_split_by_index_before_use():

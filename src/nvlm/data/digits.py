@@ -48,7 +48,7 @@ def is_held_out(index: int) -> bool:
 @cache
 def scans(split: Split) -> Scans:
     """The scans of ``split``: 1,438 for training, 359 held out."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     published = load_digits()
     held_out = np.array([is_held_out(index) for index in range(len(published.target))])

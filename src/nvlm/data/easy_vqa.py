@@ -55,7 +55,7 @@ class Description:
 @cache
 def questions(split: Split) -> list[Question]:
     """All questions of ``split`` in the published order."""
-    import easy_vqa  # noqa: PLC0415
+    import easy_vqa
 
     texts, answers, image_ids = (
         easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
@@ -69,7 +69,7 @@ def questions(split: Split) -> list[Question]:
 @cache
 def image_paths(split: Split) -> dict[int, Path]:
     """Image id -> PNG file of every picture of ``split``, in the order of the ids."""
-    import easy_vqa  # noqa: PLC0415
+    import easy_vqa
 
     paths = (
         easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()

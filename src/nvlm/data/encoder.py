@@ -8,17 +8,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 from megatron.energon import (
-    CaptioningSample,
-    MultiChoiceVQASample,
     Sample,
     SampleDecoder,
     SkipSample,
     TaskEncoder,
-    VQASample,
     edataclass,
     stateless,
 )
@@ -26,19 +23,11 @@ from PIL import Image
 
 from nvlm.checkpoint.architecture import Architecture
 from nvlm.data.batch import Batch, EncodedSample, collate
+from nvlm.data.conversations import conversation_of, images_of
 from nvlm.errors import UserError
-from nvlm.model.prompts import (
-    DESCRIBE,
-    IMAGE,
-    LETTERS,
-    SYSTEM,
-    Conversation,
-    Template,
-    Turn,
-    multiple_choice,
-)
-from nvlm.model.tiling import Tiling, tile_image
-from nvlm.model.tokens import encode_conversation
+from nvlm.model.prompts import Conversation, Template
+from nvlm.model.tiling import Tiling, tile_count, tile_image
+from nvlm.model.tokens import EncodedConversation, encode_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,8 +36,8 @@ if TYPE_CHECKING:
 
 # Samples among which packing chooses: more would fill rows better, but hold more tiles in memory.
 PACKING_BUFFER = 64
-# So many samples in a row that do not fit mean a wrong sequence length, not an odd sample.
-MAX_CONSECUTIVE_TOO_LONG = 1000
+# So many unusable samples in a row mean a wrong parameter or damaged data, not an odd sample.
+MAX_CONSECUTIVE_SKIPPED = 1000
 
 
 class JsonDecoder(SampleDecoder):
@@ -73,8 +62,10 @@ class Row(Sample):
 class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     """Energon's hooks, from a stored sample to a batch of rows of ``sequence_length`` tokens.
 
-    A sample that does not fit is skipped and counted in ``too_long``, never cut: cutting through
-    an image would leave visual tokens without their tile.
+    A sample that does not fit gets fewer tiles an image, down to one. If that is still too long it
+    is skipped and counted in ``too_long``, never cut: cutting through an image would leave visual
+    tokens without their tile. An image that cannot be decoded is skipped and counted in
+    ``unreadable``.
     """
 
     decoder = JsonDecoder()
@@ -90,30 +81,29 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         self.tokenizer = tokenizer
         self.vision = architecture.vision
         self.family = architecture.language.family
-        self.tiling = Tiling(max_tiles=params.max_tiles, thumbnail=params.thumbnail)
-        self.too_long = 0
-        self._consecutive_too_long = 0
+        self.too_long = self.unreadable = 0
+        self._consecutive_skipped = 0
 
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Sample) -> Row:
-        """Tile the image, render and tokenise the conversation."""
+        """Render and tokenise the conversation, tile the images."""
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
         rng = np.random.default_rng([self.params.seed, self.current_sample_index])
-        conversation = self._conversation(sample, rng)
-        with Image.open(io.BytesIO(sample.image)) as image:
-            tiles = tile_image(image, self.vision.image_size, self.tiling)
-        encoded = encode_conversation(
-            conversation,
-            self.tokenizer,
-            template=cast(Template, self.params.template),
-            family=self.family,
-            tiles_per_image=[len(tiles)],
-            tokens_per_tile=self.vision.tokens_per_tile,
-            tile_tags=self.params.tile_tags,
-        )
-        self._check_length(len(encoded))
-        row = [EncodedSample(conversation=encoded, tiles=tiles)]
+        try:
+            images = [Image.open(io.BytesIO(image)) for image in images_of(sample)]
+            template = cast(Template, self.params.template)
+            size = images[0].size if images else None
+            turns = conversation_of(sample, rng, template, size)
+            encoded, tiling = self._fitting([image.size for image in images], turns)
+            tiles = [tile_image(image, self.vision.image_size, tiling) for image in images]
+        except OSError as error:  # what Pillow raises for data that it cannot decode
+            self.unreadable += 1
+            self._skip(f"the image of {sample.__key__} cannot be decoded: {error}")
+        self._consecutive_skipped = 0
+        side = self.vision.image_size
+        joined = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), dtype=np.uint8)
+        row = [EncodedSample(conversation=encoded, tiles=joined)]
         return Row.derive_from(sample, samples=row)
 
     def select_samples_to_pack(self, samples: list[Row]) -> list[list[Row]]:
@@ -132,28 +122,37 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         """The rows as tensors."""
         return collate([row.samples for row in samples], self.params.sequence_length)
 
-    def _conversation(self, sample: Sample, rng: np.random.Generator) -> Conversation:
-        """The turns of ``sample``; only ChatML has a system turn (the paper's Figures 11, 12)."""
-        question, answer = _question_and_answer(sample, rng)
-        turns = [
-            Turn(role="user", text=f"{IMAGE}\n{_without_image(question)}"),
-            Turn(role="assistant", text=answer),
-        ]
-        if self.params.template == "chatml":
-            turns.insert(0, Turn(role="system", text=SYSTEM))
-        return turns
-
-    def _check_length(self, length: int) -> None:
-        if length <= self.params.sequence_length:
-            self._consecutive_too_long = 0
-            return
-        self.too_long += 1
-        self._consecutive_too_long += 1
-        if self._consecutive_too_long >= MAX_CONSECUTIVE_TOO_LONG:
-            raise UserError(
-                f"data.sequence_length: {self.params.sequence_length} tokens hold none of the last "
-                f"{MAX_CONSECUTIVE_TOO_LONG} samples: the last one needs {length}"
+    def _fitting(
+        self, sizes: Sequence[tuple[int, int]], turns: Conversation
+    ) -> tuple[EncodedConversation, Tiling]:
+        """``turns`` over images of ``sizes``, each with as many tiles as the row has room for."""
+        for max_tiles in range(self.params.max_tiles if sizes else 1, 0, -1):
+            tiling = Tiling(max_tiles=max_tiles, thumbnail=self.params.thumbnail)
+            encoded = encode_conversation(
+                turns,
+                self.tokenizer,
+                template=cast(Template, self.params.template),
+                family=self.family,
+                tiles_per_image=[
+                    tile_count(width, height, self.vision.image_size, tiling)
+                    for width, height in sizes
+                ],
+                tokens_per_tile=self.vision.tokens_per_tile,
+                tile_tags=self.params.tile_tags,
             )
+            if len(encoded) <= self.params.sequence_length:
+                return encoded, tiling
+        self.too_long += 1
+        self._skip(
+            f"data.sequence_length = {self.params.sequence_length} is too short: with a tile an "
+            f"image a sample needs {len(encoded)} tokens"
+        )
+
+    def _skip(self, reason: str) -> NoReturn:
+        """Leave the sample out, unless nothing but such samples comes."""
+        self._consecutive_skipped += 1
+        if self._consecutive_skipped >= MAX_CONSECUTIVE_SKIPPED:
+            raise UserError(f"{MAX_CONSECUTIVE_SKIPPED} samples in a row are unusable: {reason}")
         raise SkipSample
 
 
@@ -178,19 +177,3 @@ def pack(samples: Sequence[Any], lengths: Sequence[int], capacity: int) -> list[
         room[row] -= lengths[index]
     in_order = sorted(sorted(row) for row in rows)
     return [[samples[index] for index in row] for row in in_order]
-
-
-def _question_and_answer(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
-    if isinstance(sample, CaptioningSample):
-        return DESCRIBE, sample.caption
-    if isinstance(sample, MultiChoiceVQASample):
-        question = multiple_choice(sample.context, sample.choices)
-        return question, LETTERS[sample.correct_choice_idx]
-    if isinstance(sample, VQASample):
-        return sample.context, sample.answers[int(rng.integers(len(sample.answers)))]
-    raise UserError(f"{type(sample).__name__} cannot be trained on: see nvlm/data/records.py")
-
-
-def _without_image(question: str) -> str:
-    """``question`` without the marks of images: a sample has one image, and it comes first."""
-    return question.replace(IMAGE, "").lstrip("\n")

@@ -97,7 +97,7 @@ def _text_vqa(out: Path, limit: int, rng: np.random.Generator) -> None:
                 "image_id": image_id,
                 "question_id": number,
                 "question": record.content.question,
-                "answers": record.content.answers * ANNOTATORS,
+                "answers": [*record.content.answers] * ANNOTATORS,
             }
         )
     _write_json(out / "questions.json", {"data": data})

@@ -65,10 +65,10 @@ def build_loader(
     which share out the samples. Raises UserError for a name that is not there.
     """
     _check_blend(root, params)
-    from megatron.energon import WorkerConfig, get_savable_loader  # noqa: PLC0415
-    from megatron.energon.errors import reraise_exception  # noqa: PLC0415
+    from megatron.energon import WorkerConfig, get_savable_loader
+    from megatron.energon.errors import reraise_exception
 
-    from nvlm.data.encoder import PACKING_BUFFER, NVLMEncoder  # noqa: PLC0415
+    from nvlm.data.encoder import PACKING_BUFFER, NVLMEncoder
 
     workers = WorkerConfig(
         rank=rank,
@@ -99,8 +99,8 @@ def build_loader(
 
 def _blend(root: Path, params: LoaderParams) -> Any:
     """The blend as an Energon metadataset, as a YAML file beside the datasets would define it."""
-    from megatron.energon.epathlib import EPath  # noqa: PLC0415
-    from megatron.energon.metadataset.metadataset_v2 import (  # noqa: PLC0415
+    from megatron.energon.epathlib import EPath
+    from megatron.energon.metadataset.metadataset_v2 import (
         BlendDatasetReference,
         MetadatasetBlend,
         MetadatasetV2,

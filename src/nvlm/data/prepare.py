@@ -1,87 +1,216 @@
-"""One training dataset: from its source to indexed shards."""
+"""One training dataset: from its source to indexed shards.
+
+The source's annotations are read in order by one process; images are read, checked and packed into
+shards by others, a shard each at a time. Which records a shard holds does not depend on how many
+they are. A preparation that is killed leaves its finished shards in a hidden directory beside the
+output, and the next one goes on from them, provided that nothing it depends on has changed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
-from nvlm.atomic import atomic_directory, write_text
-from nvlm.data.images import UnreadableImageError, storable
-from nvlm.data.records import Content, Record
-from nvlm.data.shards import ShardWriter, index_shards, shard_writer
-from nvlm.data.sources import DIRECTORY, PACKAGED, records
+from nvlm.atomic import publish_directory, temporary_path, write_text
+from nvlm.data.datasets import DatasetParams
+from nvlm.data.records import BadRecord, Content, Record
+from nvlm.data.shards import ShardReport, index_shards, report_json, shard_path, write_shard
+from nvlm.data.sources import annotation_paths, records
 from nvlm.errors import UserError
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetParams:
-    """One dataset of conf/data."""
+SKIPPED = "skipped.jsonl"  # the report, beside the shards
+PROGRESS = ".progress"  # what a killed preparation leaves beside its finished shards
 
-    source: str  # a name of nvlm.data.sources, or "records": a directory laid out by the user
-    requires: str  # path that the stage waits for; the directory itself for "records"
-    samples: int | None  # at most so many records are read; null = all
-    samples_per_shard: int
-    max_skipped: int  # fail when more images than this are unreadable
-    seed: int = 0  # of packaged sources; a directory is read in its own order
-
-    def __post_init__(self) -> None:
-        if self.source not in (*PACKAGED, DIRECTORY):
-            known = ", ".join([*PACKAGED, DIRECTORY])
-            raise ValueError(f"source: {self.source!r} should be one of {known}")
-        if self.source != DIRECTORY and self.samples is None:
-            raise ValueError("samples: a packaged source needs a number")
-        if self.samples_per_shard < 1 or self.max_skipped < 0:
-            raise ValueError("samples_per_shard: from 1; max_skipped: from 0")
+# Images that come with their annotations (Parquet, tar) pass through memory: a shard ends early
+# when it has so many bytes of them.
+MAX_BYTES_HELD = 128 * 2**20
 
 
 def prepare_dataset(params: DatasetParams, out: Path, metrics: Path) -> None:
-    """Write the shards and index of one dataset to ``out``, and what was counted to ``metrics``.
+    """Write shards, index and report of one dataset to ``out``, and its counts to ``metrics``.
 
-    An image that cannot be read is left out, named on stderr and counted. Raises UserError, and
-    leaves nothing behind, if there are more than ``max_skipped`` of them or no sample at all.
+    A record that cannot be used is left out and listed in ``skipped.jsonl``. Raises UserError, and
+    leaves nothing behind, if their share is above ``max_skipped`` or no sample is left.
     """
-    stream = records(params.source, Path(params.requires), params.samples, params.seed)
-    with atomic_directory(out) as partial:
-        with shard_writer(partial, params.samples_per_shard) as writer:
-            content, skipped = _write(
-                tqdm(stream, total=params.samples, disable=None), writer, params
-            )
-        index_shards(partial, content)
-    counts = {"samples": writer.samples, "shards": writer.shards, "skipped": skipped}
+    partial = temporary_path(out)
+    _resume_or_clear(partial, _inputs_digest(params))
+    try:
+        content, reports = _write_shards(params, partial)
+        counts = _check(reports, params)
+        assert content is not None
+        shutil.rmtree(partial / PROGRESS)
+        index_shards(partial, content, params.task, reports)
+        skipped = [line for report in reports for line in report.skipped]
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in skipped]
+        (partial / SKIPPED).write_text("".join(lines), encoding="utf-8")
+    except UserError:
+        shutil.rmtree(partial)
+        raise
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}; run it again to go on") from error
+    publish_directory(partial, out)
     write_text(metrics, json.dumps(counts, indent=2) + "\n")
+    if skipped:
+        print(f"{len(skipped)} records left out, see {out / SKIPPED}", file=sys.stderr)
 
 
-def _write(
-    stream: Iterable[Record], writer: ShardWriter, params: DatasetParams
-) -> tuple[type[Content], int]:
-    """Write ``stream``; return its one type of content and the number of unreadable images."""
-    content: type[Content] | None = None
-    skipped = 0
-    for position, record in enumerate(stream):
-        content = content or type(record.content)
-        if type(record.content) is not content:
-            raise UserError(
-                f"{params.requires}: record {position} is a {type(record.content).__name__}, those "
-                f"before it are of type {content.__name__}: make it two datasets"
-            )
-        try:
-            image, extension = storable(record.image)
-        except UnreadableImageError as error:
-            skipped += 1
-            name = record.provenance.source
-            print(f"skipped record {position} ({name}): {error}", file=sys.stderr)
-            if skipped > params.max_skipped:
-                raise UserError(
-                    f"{params.requires}: more than {params.max_skipped} unreadable images, the "
-                    f"last one is {name}: mend them or raise max_skipped"
-                ) from error
-            continue
-        writer.write(f"{position:09d}", image, extension, record.annotation())
-    if content is None or not writer.samples:
-        raise UserError(f"{params.requires}: the source {params.source} gave no readable sample")
-    return content, skipped
+def _check(reports: list[ShardReport], params: DatasetParams) -> dict[str, int]:
+    skipped = [line for report in reports for line in report.skipped]
+    counts = {
+        "samples": sum(report.samples for report in reports),
+        "shards": sum(report.samples > 0 for report in reports),
+        "skipped": len(skipped),
+    }
+    example = f"; the first is {skipped[0]['record']}: {skipped[0]['reason']}" if skipped else ""
+    total = counts["samples"] + counts["skipped"]
+    if counts["skipped"] > params.max_skipped * total:
+        raise UserError(
+            f"{params.requires}: {counts['skipped']} of {total} records cannot be used, more than "
+            f"max_skipped = {params.max_skipped} allows{example}"
+        )
+    if not counts["samples"]:
+        raise UserError(
+            f"{params.requires}: the source {params.source} gave no usable sample{example}"
+        )
+    return counts
+
+
+def _write_shards(
+    params: DatasetParams, directory: Path
+) -> tuple[type[Content] | None, list[ShardReport]]:
+    """Write the shards that are not there yet; return the one type of content and all reports."""
+    stream = _OneType(params)
+    reports: dict[int, ShardReport] = {}
+    jobs: dict[Future[ShardReport], int] = {}
+    first = 0
+    with (
+        tqdm(total=params.samples, unit="record", disable=None) as progress,
+        _executor(params.workers) as executor,
+    ):
+        for number, entries in enumerate(_shards(iter(stream), params.samples_per_shard)):
+            kept = _kept_report(directory, number)
+            if kept:
+                reports[number] = kept
+            else:
+                job = executor.submit(_write_and_note, directory, number, first, entries)
+                jobs[job] = number
+            first += len(entries)
+            progress.update(len(entries))
+            while len(jobs) > params.workers:  # no more shards are held in memory
+                _collect(jobs, reports)
+        while jobs:
+            _collect(jobs, reports)
+    return stream.content, [reports[number] for number in sorted(reports)]
+
+
+class _OneType:
+    """The records of a dataset, all of which must have one type of content: Energon's rule."""
+
+    def __init__(self, params: DatasetParams) -> None:
+        self.content: type[Content] | None = None
+        self._params = params
+
+    def __iter__(self) -> Iterator[Record | BadRecord]:
+        for record in records(self._params):
+            if isinstance(record, Record):
+                content = type(record.content)
+                self.content = self.content or content
+                if content is not self.content:
+                    raise UserError(
+                        f"{self._params.requires}: a {content.__name__} "
+                        f"({record.provenance.source}) after records of type "
+                        f"{self.content.__name__}: make it two datasets"
+                    )
+            yield record
+
+
+def _shards(
+    stream: Iterator[Record | BadRecord], samples_per_shard: int
+) -> Iterator[list[Record | BadRecord]]:
+    """Consecutive records of ``stream``, a list a shard."""
+    entries: list[Record | BadRecord] = []
+    held = 0
+    for entry in stream:
+        entries.append(entry)
+        held += entry.bytes_held if isinstance(entry, Record) else 0
+        if len(entries) == samples_per_shard or held >= MAX_BYTES_HELD:
+            yield entries
+            entries, held = [], 0
+    if entries:
+        yield entries
+
+
+class _InlineExecutor(Executor):
+    """Does the work in this process, at once."""
+
+    def submit(
+        self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        future: Future[Result] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _executor(workers: int) -> Executor:
+    if not workers:
+        return _InlineExecutor()
+    # Not forked: this process may have threads by now.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def _collect(jobs: dict[Future[ShardReport], int], reports: dict[int, ShardReport]) -> None:
+    done, _ = wait(jobs, return_when=FIRST_COMPLETED)
+    for job in done:
+        reports[jobs.pop(job)] = job.result()
+
+
+def _write_and_note(
+    directory: Path, number: int, first: int, entries: list[Record | BadRecord]
+) -> ShardReport:
+    """Write a shard and then its report, which says that the shard is whole."""
+    report = write_shard(directory, number, first, entries)
+    write_text(directory / PROGRESS / f"{number:06d}.json", report_json(report))
+    return report
+
+
+def _kept_report(directory: Path, number: int) -> ShardReport | None:
+    """The report of a shard that an earlier run has finished."""
+    path = directory / PROGRESS / f"{number:06d}.json"
+    if not path.is_file():
+        return None
+    report = ShardReport(**json.loads(path.read_text(encoding="utf-8")))
+    return report if shard_path(directory, number).is_file() == bool(report.samples) else None
+
+
+def _resume_or_clear(partial: Path, digest: str) -> None:
+    """Keep what an earlier run with the same inputs has left in ``partial``, and nothing else."""
+    note = partial / PROGRESS / "inputs"
+    if note.is_file() and note.read_text() == digest:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    write_text(note, digest)
+
+
+def _inputs_digest(params: DatasetParams) -> str:
+    """A digest of what the shards depend on: parameters, code, and the annotation files' state."""
+    values = {name: value for name, value in asdict(params).items() if name != "workers"}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for path in annotation_paths(params):
+        state = path.stat()
+        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

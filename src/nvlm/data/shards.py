@@ -9,91 +9,161 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nvlm.data.images import EXTENSIONS
-from nvlm.data.records import Content
+from nvlm.data.images import EXTENSIONS, storable
+from nvlm.data.records import BadRecord, BadRecordError, Content, Dialogue, Record
 from nvlm.errors import UserError
 
 _NAMESPACE = uuid.UUID("6f1b3c1e-58a1-5d0e-9d0f-3a5a2f0c7a61")
 
-
-class ShardWriter:
-    """Writes samples to ``shard-000000.tar``, ``shard-000001.tar``, ... of a directory."""
-
-    def __init__(self, directory: Path, samples_per_shard: int) -> None:
-        self.samples = 0
-        self.shards = 0
-        self._directory = directory
-        self._samples_per_shard = samples_per_shard
-        self._tar: tarfile.TarFile | None = None
-
-    def write(self, key: str, image: bytes, extension: str, annotation: dict[str, Any]) -> None:
-        """Append one sample; ``key`` must be unique in the dataset and free of dots."""
-        if self.samples % self._samples_per_shard == 0:
-            self.close()
-            path = self._directory / f"shard-{self.shards:06d}.tar"
-            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-            self.shards += 1
-        self._add(f"{key}.{extension}", image)
-        text = json.dumps(annotation, sort_keys=True, ensure_ascii=False)
-        self._add(f"{key}.json", text.encode())
-        self.samples += 1
-
-    def close(self) -> None:
-        """Finish the shard that is open."""
-        if self._tar is not None:
-            self._tar.close()
-            self._tar = None
-
-    def _add(self, name: str, data: bytes) -> None:
-        entry = tarfile.TarInfo(name)  # time, user and group are 0 and empty
-        entry.size = len(data)
-        entry.mode = 0o644
-        assert self._tar is not None
-        self._tar.addfile(entry, io.BytesIO(data))
+# What Energon runs to make a sample of a stored dialogue. A field map cannot name a list of images.
+_DIALOGUE_LOADER = '''\
+"""How Energon makes a SimilarityInterleavedSample of a stored dialogue."""
 
 
-@contextmanager
-def shard_writer(directory: Path, samples_per_shard: int) -> Iterator[ShardWriter]:
-    """A writer that is closed at the end."""
-    writer = ShardWriter(directory, samples_per_shard)
-    try:
-        yield writer
-    finally:
-        writer.close()
+def sample_loader(raw):
+    images = sorted((int(part.split(".")[0]), part) for part in raw if part[0].isdigit())
+    return {"images": [raw[part] for _, part in images], "texts": raw["json"]["turns"]}
 
 
-def index_shards(directory: Path, content: type[Content]) -> None:
+def part_filter(part):
+    return True
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What came of one shard."""
+
+    samples: int
+    sha256: str  # of the shard; nothing if it has no sample, and then there is no file
+    skipped: list[dict[str, str]]  # {"record": ..., "reason": ...}
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    """The file of shard ``number``."""
+    return directory / f"shard-{number:06d}.tar"
+
+
+def write_shard(
+    directory: Path, number: int, first: int, entries: Sequence[Record | BadRecord]
+) -> ShardReport:
+    """Write shard ``number``, whose entries are at the places from ``first`` on in the dataset.
+
+    A sample's key is its place. The file appears under its name when it is whole and flushed.
+    """
+    path = shard_path(directory, number)
+    partial = path.with_suffix(".partial")
+    samples, skipped = 0, []
+    with _DigestingFile(partial, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for place, entry in enumerate(entries, start=first):
+                try:
+                    _add_sample(tar, f"{place:09d}", entry)
+                    samples += 1
+                except BadRecordError as error:
+                    skipped.append({"record": _name(entry), "reason": str(error)})
+        os.fsync(file.fileno())
+    if samples:
+        partial.rename(path)
+    else:
+        partial.unlink()
+    return ShardReport(
+        samples=samples, sha256=file.digest.hexdigest() if samples else "", skipped=skipped
+    )
+
+
+def index_shards(
+    directory: Path, content: type[Content], task: str, reports: Sequence[ShardReport]
+) -> None:
     """Run ``energon prepare`` on the shards of ``directory``, all of which are for training.
 
     One worker: with several, rows of ``index.sqlite`` come in the order in which they finish.
-    Raises UserError with Energon's last words if it fails.
+    ``task`` becomes a subflavor, by which the loader chooses prompts. Raises UserError with
+    Energon's last words if it fails.
     """
-    field_map = {"image": ",".join(EXTENSIONS), **content.field_map}
     command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", "."]
     command += ["--non-interactive", "--no-progress", "--num-workers", "1"]
-    command += ["--split-ratio", "1,0,0", "--sample-type", content.sample_type]
-    command += ["--field-map", json.dumps(field_map)]
+    command += ["--split-ratio", "1,0,0"]
+    if content.field_map is None:
+        command += ["--skip-dataset-yaml"]
+    else:
+        field_map = {"image": ",".join(EXTENSIONS), **content.field_map}
+        command += ["--sample-type", content.sample_type, "--field-map", json.dumps(field_map)]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise UserError(f"energon prepare failed in {directory}: {words[-1]}")
-    _replace_identifier(directory)
+    meta = directory / ".nv-meta"
+    definition = ""
+    if content.field_map is None:
+        (meta / "sample_loader.py").write_text(_DIALOGUE_LOADER)
+        definition += (
+            f"sample_type:\n  __module__: megatron.energon\n  __class__: {content.sample_type}\n"
+            "sample_loader: sample_loader.py:sample_loader\n"
+            "part_filter: sample_loader.py:part_filter\n"
+        )
+    if task:
+        definition += f"subflavors:\n  task: {task}\n"
+    with (meta / "dataset.yaml").open("a") as file:
+        file.write(definition)
+    digests = " ".join(report.sha256 for report in reports if report.samples)
+    (meta / "index.uuid").write_text(str(uuid.uuid5(_NAMESPACE, digests)))
 
 
-def _replace_identifier(directory: Path) -> None:
-    """Derive ``index.uuid``, a random number until now, from the shards' digests."""
-    digests = []
-    for path in sorted(directory.glob("shard-*.tar")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    identifier = uuid.uuid5(_NAMESPACE, " ".join(digests))
-    (directory / ".nv-meta" / "index.uuid").write_text(str(identifier))
+def report_json(report: ShardReport) -> str:
+    """The report as it is kept while a preparation goes on."""
+    return json.dumps(asdict(report), ensure_ascii=False)
+
+
+class _DigestingFile(io.FileIO):
+    """A file that digests what is written to it, so that nothing is read back for it."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        return super().write(data)
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, entry: Record | BadRecord) -> None:
+    """Append one sample, all of it or nothing; raises BadRecordError."""
+    if isinstance(entry, BadRecord):
+        raise BadRecordError(entry.reason)
+    images = [
+        storable(image if isinstance(image, bytes) else image.read()) for image in entry.images
+    ]
+    numbered = isinstance(entry.content, Dialogue)
+    for number, image in enumerate(images):
+        part = f"{number}.{image.extension}" if numbered else image.extension
+        _add(tar, f"{key}.{part}", image.data)
+    size = (images[0].width, images[0].height) if images else (0, 0)
+    text = json.dumps(entry.annotation(*size), sort_keys=True, ensure_ascii=False)
+    _add(tar, f"{key}.json", text.encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # time, user and group are 0 and empty
+    entry.size = len(data)
+    entry.mode = 0o644
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def _name(entry: Record | BadRecord) -> str:
+    if isinstance(entry, BadRecord):
+        return entry.name
+    source = entry.provenance
+    key = f", {source.key}" if source.key else ""
+    images = [image.name for image in entry.images if not isinstance(image, bytes)]
+    return f"{source.source}{key}" + (f" ({', '.join(images)})" if images else "")

@@ -15,7 +15,10 @@ import numpy as np
 from PIL import Image
 
 from nvlm.data import digits, easy_vqa
-from nvlm.data.records import Caption, Choice, Provenance, Question, Record, read_records
+from nvlm.data.datasets import DIRECTORY, PUBLISHED, DatasetParams
+from nvlm.data.directory import ANNOTATIONS, read_records
+from nvlm.data.layouts import annotation_files, read_layout
+from nvlm.data.records import Caption, Choice, Provenance, Question, Record, Records
 from nvlm.model.prompts import READ_ANSWER, SHORT_ANSWER
 
 Split = easy_vqa.Split
@@ -37,7 +40,7 @@ def strip_record(rng: np.random.Generator, split: Split, *, fewest: int, suffix:
     strip = digits.strip(rng, digits.scans(split), count)
     question = READ_QUESTIONS[int(rng.integers(len(READ_QUESTIONS)))]
     return Record(
-        image=encode_png(strip.image),
+        images=(encode_png(strip.image),),
         content=Question(question=question + suffix, answers=[strip.text]),
         provenance=Provenance(source="digits", split=split, indices=strip.indices),
     )
@@ -50,7 +53,7 @@ def choice_record(rng: np.random.Generator, split: Split) -> Record:
         strip = digits.strip(rng, digits.scans(split), 1)
         question, answer, answers = "which digit is in the image?", strip.text, "0123456789"
         return Record(
-            image=encode_png(strip.image),
+            images=(encode_png(strip.image),),
             content=_choice(rng, question, answer, tuple(answers)),
             provenance=Provenance(source="digits", split=split, indices=strip.indices),
         )
@@ -62,7 +65,7 @@ def choice_record(rng: np.random.Generator, split: Split) -> Record:
     else:
         content = _choice(rng, "what shape is in the image?", shown.shape, easy_vqa.SHAPES)
     return Record(
-        image=easy_vqa.image_paths(split)[image_id].read_bytes(),
+        images=(easy_vqa.image_paths(split)[image_id].read_bytes(),),
         content=content,
         provenance=Provenance(source="easy_vqa", split=split, indices=(image_id,)),
     )
@@ -92,7 +95,7 @@ def _shape_captions(rng: np.random.Generator, *, wordings: int) -> Iterator[Reco
         for image_id in rng.permutation(list(descriptions)):
             captions = descriptions[image_id].captions[:wordings]
             yield Record(
-                image=easy_vqa.image_paths("train")[image_id].read_bytes(),
+                images=(easy_vqa.image_paths("train")[image_id].read_bytes(),),
                 content=Caption(caption=captions[int(rng.integers(len(captions)))]),
                 provenance=Provenance(source="easy_vqa", split="train", indices=(int(image_id),)),
             )
@@ -104,7 +107,7 @@ def _shape_questions(rng: np.random.Generator) -> Iterator[Record]:
     for position in rng.permutation(len(questions)):
         asked = questions[position]
         yield Record(
-            image=easy_vqa.image_paths("train")[asked.image_id].read_bytes(),
+            images=(easy_vqa.image_paths("train")[asked.image_id].read_bytes(),),
             content=Question(question=asked.question + SHORT_ANSWER, answers=[asked.answer]),
             provenance=Provenance(source="easy_vqa", split="train", indices=(asked.image_id,)),
         )
@@ -120,8 +123,7 @@ def _choices(rng: np.random.Generator) -> Iterator[Record]:
         yield choice_record(rng, "train")
 
 
-# What conf/data can name as ``source`` for data that packages bring along.
-PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
+_PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
     "shape_captions": lambda rng: _shape_captions(rng, wordings=1),
     "shape_captions_varied": lambda rng: _shape_captions(rng, wordings=5),
     "shape_questions": _shape_questions,
@@ -129,11 +131,23 @@ PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
     "digit_questions": lambda rng: _digit_strips(rng, fewest=2, suffix=READ_ANSWER),
     "choices": _choices,
 }
-DIRECTORY = "records"  # the source that reads a directory laid out by the user
 
 
-def records(source: str, requires: Path, count: int | None, seed: int) -> Iterator[Record]:
-    """At most ``count`` records of ``source``; a directory is read from ``requires``, in order."""
-    if source == DIRECTORY:
-        return islice(read_records(requires), count)
-    return islice(PACKAGED[source](np.random.default_rng(seed)), count)
+def records(params: DatasetParams) -> Records:
+    """At most ``params.samples`` records; those of a directory are read in its own order."""
+    if params.source == PUBLISHED:
+        assert params.layout is not None
+        return islice(read_layout(params.layout, Path(params.requires)), params.samples)
+    if params.source == DIRECTORY:
+        return islice(read_records(Path(params.requires)), params.samples)
+    return islice(_PACKAGED[params.source](np.random.default_rng(params.seed)), params.samples)
+
+
+def annotation_paths(params: DatasetParams) -> list[Path]:
+    """The files whose change would change the records; none for packaged sources."""
+    directory = Path(params.requires)
+    if params.source == PUBLISHED:
+        assert params.layout is not None
+        joined = [directory / join.file for join in params.layout.join.values()]
+        return [*annotation_files(params.layout, directory), *joined]
+    return [directory / ANNOTATIONS] if params.source == DIRECTORY else []

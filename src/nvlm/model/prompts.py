@@ -27,6 +27,37 @@ DESCRIBE = "Give a brief description of this image in one sentence."
 CHOOSE = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+# Task of a dataset -> prompts, one of which is drawn for each sample: the whole prompt for captions
+# and for reading, what follows the question for questions.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "captioning": (
+        DESCRIBE,
+        "Describe the image briefly.",
+        "Provide a one-sentence caption for the image.",
+        "Write a short caption for this image.",
+        "Summarise what this image shows in one sentence.",
+    ),
+    "detailed_captioning": (
+        "Describe the image in detail.",
+        "Give a detailed description of this image.",
+        "What does this image show? Describe it thoroughly.",
+    ),
+    "ocr": (
+        "Read all the text in the image.",
+        "What does the text in the image say?",
+        "Transcribe the text in this image.",
+        "Extract the text from the image.",
+    ),
+    "ocr_boxes": (
+        "Read the text in the image, with the box of each piece.",
+        "Locate and transcribe every piece of text in this image.",
+        "List the pieces of text in the image and their boxes.",
+    ),
+    "short_answer": (SHORT_ANSWER,),
+    "read_answer": (READ_ANSWER,),
+    "open_answer": ("",),
+}
+
 START, END = "<|im_start|>", "<|im_end|>"
 
 

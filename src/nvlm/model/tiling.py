@@ -49,6 +49,12 @@ def tile_grid(width: int, height: int, image_size: int, max_tiles: int) -> tuple
     return best
 
 
+def tile_count(width: int, height: int, image_size: int, tiling: Tiling) -> int:
+    """How many tiles ``tile_image`` makes of such an image, thumbnail included."""
+    columns, rows = tile_grid(width, height, image_size, tiling.max_tiles)
+    return columns * rows + (tiling.thumbnail and columns * rows > 1)
+
+
 def tile_image(image: Image.Image, image_size: int, tiling: Tiling) -> NDArray[np.uint8]:
     """Cut ``image`` into uint8 RGB tiles (tiles, image_size, image_size, 3).
 
@@ -95,7 +101,7 @@ def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 def _torch_resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """``pixels`` (H, W, 3) at the size (height, width, 3), by PyTorch's uint8 kernel."""
     # Scoring reads this package without ever tiling an image, and starts faster without torch.
-    import torch  # noqa: PLC0415
+    import torch
 
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(pixels).permute(2, 0, 1)[None],

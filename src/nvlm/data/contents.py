@@ -1,0 +1,168 @@
+"""From a row of annotations to a record's content, for each kind of content."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nvlm.data.records import (
+    BadRecordError,
+    Box,
+    Caption,
+    Choice,
+    Content,
+    Dialogue,
+    Question,
+    Reading,
+    Speaker,
+)
+from nvlm.data.select import Row, items_of, value_of
+from nvlm.model.prompts import LETTERS
+
+# How publishers name the speakers of a conversation; a system's text goes before the first turn.
+_SPEAKERS: dict[str, Speaker] = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+}
+
+
+def build_content(
+    kind: str, row: Row, fields: dict[str, str], boxes: str, illegible: Sequence[str]
+) -> Content:
+    """The content of ``kind`` whose parts stand at ``fields`` of ``row``.
+
+    caption: ``caption``. question: ``question``, ``answers`` (one or a list; equal ones add up to a
+    weight). choice: ``question``, ``choices``, ``correct`` (place, letter, or the option itself).
+    reading: ``text``, or ``words`` (a list) that make it, and their ``boxes``. dialogue: ``turns``
+    in LLaVA's, OpenAI's or Docmatix's form, or one turn of ``user`` and ``assistant``.
+    Raises BadRecordError if a part is missing or makes no sense.
+    """
+    values = {name: value_of(row, spec) for name, spec in fields.items()}
+    try:
+        if kind == "caption":
+            return Caption(caption=_text(values["caption"]))
+        if kind == "question":
+            return _question(values)
+        if kind == "choice":
+            return _choice(values)
+        if kind == "reading":
+            return _reading(values, boxes, illegible)
+        return _dialogue(values)
+    except KeyError as error:
+        raise BadRecordError(f"the layout has no field {error} for a {kind}") from error
+
+
+def _question(values: dict[str, Any]) -> Question:
+    answers = values["answers"]
+    listed = [_text(answer) for answer in (answers if isinstance(answers, list) else [answers])]
+    counts = Counter(listed)
+    return Question(
+        question=_text(values["question"]),
+        answers=list(counts),
+        weights=[count / len(listed) for count in counts.values()],
+    )
+
+
+def _choice(values: dict[str, Any]) -> Choice:
+    choices = [_text(choice) for _, choice in items_of(values["choices"])]
+    correct = values["correct"]
+    if isinstance(correct, str):
+        if correct in choices:
+            correct = choices.index(correct)
+        elif len(correct) == 1 and correct.upper() in LETTERS:
+            correct = LETTERS.index(correct.upper())
+    if not isinstance(correct, int):
+        raise BadRecordError(f"{correct!r} is none of the options")
+    return Choice(question=_text(values["question"]), choices=choices, correct=correct)
+
+
+def _reading(values: dict[str, Any], boxes: str, illegible: Sequence[str]) -> Reading:
+    words = [_text(word) for word in values.get("words", [])]
+    shapes = values.get("boxes", [])
+    if shapes and len(shapes) != len(words):
+        raise BadRecordError(f"{len(shapes)} boxes for {len(words)} words")
+    kept = [n for n, word in enumerate(words) if word.strip() and word not in illegible]
+    if words and not kept:
+        raise BadRecordError("no legible word")
+    legible = [words[n] for n in kept]
+    return Reading(
+        text=_text(values["text"]) if "text" in values else " ".join(legible),
+        words=legible,
+        boxes=[BOXES[boxes](shapes[n]) for n in kept] if shapes else [],
+    )
+
+
+def _dialogue(values: dict[str, Any]) -> Dialogue:
+    if "turns" in values:
+        said = [part for turn in values["turns"] for part in _parts(turn)]
+    else:
+        said = [("human", _text(values["user"])), ("gpt", _text(values["assistant"]))]
+    # Some published conversations begin in the middle, and some end with a question.
+    system = "".join(f"{text}\n\n" for who, text in said if who == "system")
+    turns = [(_SPEAKERS[who], text) for who, text in said if who in _SPEAKERS]
+    while turns and turns[0][0] == "gpt":
+        turns = turns[1:]
+    while turns and turns[-1][0] == "human":
+        turns = turns[:-1]
+    if turns:
+        turns[0] = ("human", system + turns[0][1])
+    return Dialogue(turns=turns)
+
+
+def _parts(turn: Any) -> list[tuple[str, str]]:
+    """The speakers and texts of a turn in one of three published forms."""
+    if isinstance(turn, dict):
+        for who, text in (("from", "value"), ("role", "content")):
+            if who in turn and text in turn:
+                return [(str(turn[who]).lower(), _text(turn[text]))]
+        if "user" in turn and "assistant" in turn:
+            return [("user", _text(turn["user"])), ("assistant", _text(turn["assistant"]))]
+    raise BadRecordError(f"no turn of a conversation: {str(turn)[:80]!r}")
+
+
+def _text(value: Any) -> str:
+    """A text, or a number as text: PlotQA's answers are either."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise BadRecordError(f"{str(value)[:80]!r} is no text")
+
+
+def _xywh(shape: Any) -> Box:
+    left, top, width, height = (float(side) for side in shape)
+    return left, top, width, height
+
+
+def _xyxy(shape: Any) -> Box:
+    left, top, right, bottom = (float(side) for side in shape)
+    return left, top, right - left, bottom - top
+
+
+def _points(shape: Any) -> Box:
+    """The box around a polygon: ``[[x, y], ...]`` or ``[x, y, x, y, ...]``."""
+    flat = [
+        float(side) for point in shape for side in (point if isinstance(point, list) else [point])
+    ]
+    across, down = flat[0::2], flat[1::2]
+    return min(across), min(down), max(across) - min(across), max(down) - min(down)
+
+
+def _checked(convert: Callable[[Any], Box]) -> Callable[[Any], Box]:
+    def checked(shape: Any) -> Box:
+        try:
+            return convert(shape)
+        except (ValueError, TypeError) as error:
+            raise BadRecordError(f"{str(shape)[:80]!r} is no box") from error
+
+    return checked
+
+
+BOXES: dict[str, Callable[[Any], Box]] = {
+    "xywh": _checked(_xywh),
+    "xyxy": _checked(_xyxy),
+    "points": _checked(_points),
+}

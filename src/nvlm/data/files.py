@@ -1,0 +1,135 @@
+"""Files of a dataset as its publisher ships them: a folder, a ZIP or a tar archive.
+
+A name comes out of an annotation file and is not to be trusted: whatever its form, it never leads
+out of the folder or archive that it is relative to.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from nvlm.data.records import BadRecordError
+from nvlm.errors import UserError
+
+PDF_PAGE_PIXELS = 2048  # longer side of a rendered page: more than six tiles of 448 ever show
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """Reads files by name from ``roots``, in order: directories, ``.zip`` and ``.tar`` archives.
+
+    A process that gets a copy of a store opens the archives anew.
+    """
+
+    roots: tuple[Path, ...]
+    _open: dict[Path, _Archive] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for root in self.roots:
+            if not root.exists():
+                raise UserError(f"{root} is missing: put the dataset's images there")
+
+    def __getstate__(self) -> tuple[Path, ...]:
+        return self.roots
+
+    def __setstate__(self, roots: tuple[Path, ...]) -> None:
+        object.__setattr__(self, "roots", roots)
+        object.__setattr__(self, "_open", {})
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the file ``name``; raises BadRecordError if no root has it."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise BadRecordError(f"the path {name!r} leads out of the dataset")
+        for root in self.roots:
+            data = self._read_directory(root, name) if root.is_dir() else self._archive(root)[name]
+            if data is not None:
+                return data
+        raise BadRecordError(f"there is no file {name!r}")
+
+    def _read_directory(self, root: Path, name: str) -> bytes | None:
+        path = root / name
+        if not path.is_file():
+            return None
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise BadRecordError(f"the path {name!r} leads out of the dataset")
+        return path.read_bytes()
+
+    def _archive(self, root: Path) -> _Archive:
+        if root not in self._open:
+            self._open[root] = _Archive(root)
+        return self._open[root]
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image, or a page of a PDF document, in a store."""
+
+    store: FileStore
+    name: str
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        return self.store.read(self.name)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that stands in the annotation file itself, as Parquet files and tars have it."""
+
+    data: bytes
+    name: str
+    page: int | None = None  # of a PDF document, from 0
+
+    def read(self) -> bytes:
+        """The encoded image; a page of a PDF document is rendered as PNG."""
+        return self.data if self.page is None else render_page(self.data, self.page)
+
+
+def render_page(document: bytes, page: int) -> bytes:
+    """Page ``page`` of a PDF ``document`` as a PNG file of 2,048 pixels on the longer side."""
+    import pypdfium2
+
+    try:
+        with pypdfium2.PdfDocument(document) as pdf:
+            opened = pdf[page]
+            scale = PDF_PAGE_PIXELS / max(opened.get_size())
+            buffer = io.BytesIO()
+            opened.render(scale=scale).to_pil().convert("RGB").save(buffer, "PNG", compress_level=1)
+            return buffer.getvalue()
+    except (pypdfium2.PdfiumError, IndexError) as error:
+        raise BadRecordError(f"no page {page} in the PDF document: {error}") from error
+
+
+class _Archive:
+    """Members of one archive by name, found through an index rather than by reading along."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._zip = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
+            self._tar = None if self._zip else tarfile.open(path, "r:")  # noqa: SIM115
+        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is neither a folder nor a whole .zip or uncompressed .tar archive: {error}"
+            ) from error
+
+    @cached_property
+    def _members(self) -> dict[str, tarfile.TarInfo]:
+        assert self._tar is not None
+        return {member.name.removeprefix("./"): member for member in self._tar if member.isfile()}
+
+    def __getitem__(self, name: str) -> bytes | None:
+        try:
+            if self._zip:
+                return self._zip.read(name) if name in self._zip.NameToInfo else None
+            member = self._members.get(name)
+            extracted = self._tar.extractfile(member) if self._tar and member else None
+            return extracted.read() if extracted else None
+        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise BadRecordError(f"{self._path}: {name!r} cannot be read: {error}") from error
