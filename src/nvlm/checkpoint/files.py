@@ -65,7 +65,7 @@ def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]
     that is changed in place leaves the file alone. Raises UserError naming a file that is missing
     or is not whole.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     path = directory / part_path(tensor_rank, part)
     try:
@@ -172,7 +172,7 @@ def safetensors_header(
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order, as little-endian bytes."""
-    import torch  # noqa: PLC0415
+    import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -105,8 +105,8 @@ def _write_shard(path: Path, source: Path, manifest: Manifest, shard: _Shard) ->
 
 
 def _write_description(source: Path, directory: Path, manifest: Manifest) -> None:
-    """Everything that is not weights."""
-    from nvlm.checkpoint.remote_code import (  # noqa: PLC0415: imports transformers
+    """Everything that is not weights. (The model code is what imports transformers.)"""
+    from nvlm.checkpoint.remote_code import (
         configuration_nvlm_d,
         modeling_nvlm_d,
     )

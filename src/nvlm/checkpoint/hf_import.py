@@ -27,7 +27,7 @@ def import_hf(
 ) -> Manifest:
     """Convert the NVLM_D model in ``source`` for ``tensor`` ranks and one pipeline stage.
 
-    Raises UserError if it is no such model or not whole, or doesn't divide; nothing is written then.
+    Raises UserError if it is no such model, not whole, or doesn't divide; nothing is written then.
     """
     architecture = read_architecture(source)
     assert architecture.language is not None and architecture.vision is not None
@@ -37,9 +37,7 @@ def import_hf(
     weights = HuggingFaceWeights(source)
     dtype = weights.check(all_shapes(architecture))
     jobs = chain(
-        vision_jobs(
-            weights, architecture.vision, tensor, prefix=f"{VISION}.", dummies=DUMMY_HEADS
-        ),
+        vision_jobs(weights, architecture.vision, tensor, prefix=f"{VISION}.", dummies=DUMMY_HEADS),
         (_projector_job(weights, rank, tensor) for rank in range(tensor)),
         language_jobs(weights, architecture.language, tensor, padded, prefix=f"{LANGUAGE}."),
     )

@@ -165,7 +165,9 @@ def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
 
 def _uneven_stages(grid: Grid) -> dict[str, int]:
     """Megatron's options for a first or last stage of another size, where they can say it."""
-    first, *middle, last = (*grid.layers_per_stage, 0) if grid.pipeline == 1 else grid.layers_per_stage
+    first, *middle, last = (
+        (*grid.layers_per_stage, 0) if grid.pipeline == 1 else grid.layers_per_stage
+    )
     if grid.pipeline == 1 or len(set(grid.layers_per_stage)) == 1 or len(set(middle)) > 1:
         return {}
     return {

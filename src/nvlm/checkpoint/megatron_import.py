@@ -22,7 +22,6 @@ from nvlm.checkpoint.files import DTYPES, new_checkpoint
 from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, Grid, check_tensor_parallel
 from nvlm.checkpoint.manifest import Manifest, Vocabulary, write_manifest
 from nvlm.checkpoint.megatron_args import (
-    OWN,
     language_from_args,
     sources_from_args,
     vision_from_args,
@@ -156,9 +155,7 @@ def _describe(
     parts = [part for part, half in ((VISION, vision), (LANGUAGE, language)) if half]
     return Manifest(
         architecture=architecture,
-        grid=Grid(
-            tensor=tensor, pipeline=pipeline, layers_per_stage=stages if language else ()
-        ),
+        grid=Grid(tensor=tensor, pipeline=pipeline, layers_per_stage=stages if language else ()),
         vocabulary=vocabulary,
         dtype=_dtype(ranks),
         sources=sources_from_args(args, parts, source, iteration),
@@ -171,9 +168,7 @@ def _plain_args(file: PtFile) -> dict[str, Any]:
 
 
 def _vision(first: _RankFile, args: Mapping[str, Any], tensor: int) -> Any:
-    shapes = {
-        name.removeprefix(f"{VISION}."): entry.shape for name, entry in first.tensors.items()
-    }
+    shapes = {name.removeprefix(f"{VISION}."): entry.shape for name, entry in first.tensors.items()}
     try:
         layers = _count_layers(first.tensors, VISION)
         return vision_from_args(args, shapes, layers=layers, tensor=tensor)
@@ -207,7 +202,9 @@ def _dtype(ranks: Mapping[tuple[int, int], _RankFile]) -> str:
     }
     if len(found) != 1 or not found.keys() <= DTYPES.keys():
         listed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(found.items()))
-        raise UserError(f"the weights are of {listed}: all have to be of one of {', '.join(DTYPES)}")
+        raise UserError(
+            f"the weights are of {listed}: all have to be of one of {', '.join(DTYPES)}"
+        )
     return next(iter(found))
 
 

@@ -38,7 +38,9 @@ def stage_parts(architecture: Architecture, grid: Grid, stage: int) -> list[tupl
                 parts.append((part, number))
         elif part in own:
             parts.append((part, own[part]))
-        elif (kind == "embedding" and stage == 0) or (kind == "head" and stage + 1 == grid.pipeline):
+        elif (kind == "embedding" and stage == 0) or (
+            kind == "head" and stage + 1 == grid.pipeline
+        ):
             parts.append((part, 0))
     return parts
 

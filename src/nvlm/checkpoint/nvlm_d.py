@@ -24,7 +24,7 @@ PROJECTOR = {
     "mlp1.3.weight": "encoder.linear_fc2.weight",
 }
 CLASSES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
-CONFIGURATIONS = {"qwen2": "NVLM_D_Config", "llama": "NVLM_D_Yi_Config"}
+# Of the configuration and modeling files; each has a class NAME_Config and NAME_Model.
 MODEL_TYPES = {"qwen2": "NVLM_D", "llama": "NVLM_D_Yi"}
 
 
@@ -68,14 +68,15 @@ def configuration(
     """``config.json``. ``tokens``: ids of the tokenizer's begin, end and padding."""
     tower, decoder = architecture.vision, architecture.language
     assert tower is not None and decoder is not None
-    classes = "configuration_nvlm_d.", "modeling_nvlm_d.NVLM_D_Model"
+    name = MODEL_TYPES[decoder.family]
+    model = f"modeling_nvlm_d.{name}_Model"
     return {
         "architectures": ["NVLM_D"],
-        "model_type": MODEL_TYPES[decoder.family],
+        "model_type": name,
         "auto_map": {
-            "AutoConfig": classes[0] + CONFIGURATIONS[decoder.family],
-            "AutoModel": classes[1],
-            "AutoModelForCausalLM": classes[1],
+            "AutoConfig": f"configuration_nvlm_d.{name}_Config",
+            "AutoModel": model,
+            "AutoModelForCausalLM": model,
         },
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,

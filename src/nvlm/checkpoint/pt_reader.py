@@ -194,7 +194,7 @@ class _Unpickler(pickle.Unpickler):
             return _StorageType(STORAGES[name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return f"torch.{name}"
-        if module.split(".")[0] in ENUM_PACKAGES:
+        if module.split(".", maxsplit=1)[0] in ENUM_PACKAGES:
             return _EnumType(name)
         raise UserError(
             f"{self.path} would run or build {module}.{name}, which is neither a tensor nor a "

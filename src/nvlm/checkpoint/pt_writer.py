@@ -79,7 +79,8 @@ class _PtPickler(pickle.Pickler):
         stride = torch.empty(obj.shape, device="meta").stride()
         # Arguments of torch._utils._rebuild_tensor_v2: storage, offset, size, stride, requires
         # grad, backward hooks.
-        arguments = (storage, 0, obj.shape, stride, False, OrderedDict())
+        hooks: OrderedDict[int, Any] = OrderedDict()
+        arguments = (storage, 0, obj.shape, stride, False, hooks)
         return torch._utils._rebuild_tensor_v2, arguments
 
     def persistent_id(self, obj: Any) -> Any:

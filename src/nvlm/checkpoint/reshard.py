@@ -26,7 +26,6 @@ from nvlm.checkpoint.manifest import Manifest, Vocabulary, read_manifest, write_
 from nvlm.checkpoint.repartition import repartition
 from nvlm.checkpoint.sharding import reshard as reshard_tensor
 from nvlm.checkpoint.writing import Job, write_parts
-from nvlm.errors import UserError
 
 
 def reshard(
@@ -124,7 +123,5 @@ def _language_layer(
     decoder = old.architecture.language
     assert decoder is not None
     layers = [language.layer_to_hf(shard, decoder, old.grid.tensor) for shard in shards]
-    own = {
-        name: _gather(layers, name, language.SPLIT.get(name), rank, size) for name in layers[0]
-    }
+    own = {name: _gather(layers, name, language.SPLIT.get(name), rank, size) for name in layers[0]}
     return language.layer_to_core(own, decoder, size)

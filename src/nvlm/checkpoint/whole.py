@@ -1,4 +1,4 @@
-"""Whole tensors of a checkpoint under the names of NVLM_D, merged from its ranks as they are read."""
+"""Whole tensors of a checkpoint under the names of NVLM_D, merged from its ranks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Many files at a time: workers compute, hash and write them while one more thread flushes.
 
-A file's fsync starts when the file is written: the disk works while the next files are computed, and
-the flush before a checkpoint is published finds little left to do.
+A file's fsync starts when the file is written: the disk works while the next files are computed,
+and the flush before a checkpoint is published finds little left to do.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ class InternVisionConfig(PretrainedConfig):
 
     def __init__(
         self,
+        *,
         hidden_size: int = 3200,
         num_hidden_layers: int = 45,
         num_attention_heads: int = 25,
@@ -42,14 +43,18 @@ class InternVisionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class NVLM_D_Config(PretrainedConfig):  # noqa: N801: the name that auto_map and vLLM know
-    """A tower, a projector as wide as the decoder's FFN, and a Qwen2 decoder."""
+class NVLM_D_Config(PretrainedConfig):  # noqa: N801
+    """A tower, a projector as wide as the decoder's FFN, and a Qwen2 decoder.
+
+    The class has the name that vLLM and the published repo know.
+    """
 
     model_type = "NVLM_D"
     language_config_class: ClassVar[type[PretrainedConfig]] = Qwen2Config
 
     def __init__(
         self,
+        *,
         vision_config: dict[str, Any] | InternVisionConfig | None = None,
         llm_config: dict[str, Any] | PretrainedConfig | None = None,
         image_token_id: int | None = None,
@@ -87,3 +92,7 @@ class NVLM_D_Yi_Config(NVLM_D_Config):  # noqa: N801
 
     model_type = "NVLM_D_Yi"
     language_config_class: ClassVar[type[PretrainedConfig]] = LlamaConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        # transformers 5 makes a dataclass of a configuration that has no __init__ of its own.
+        super().__init__(**kwargs)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .configuration_nvlm_d import InternVisionConfig, NVLM_D_Config
+from .configuration_nvlm_d import InternVisionConfig, NVLM_D_Config, NVLM_D_Yi_Config
 
 IMAGE_TOKEN = "<|vision_pad|>"
 SYSTEM = "Answer the questions."
@@ -29,6 +29,7 @@ class InternRMSNorm(nn.Module):
         self.eps, self.real = eps, real or channels
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Channels last, any shape before."""
         wide = hidden.float()
         variance = wide[..., : self.real].pow(2).mean(-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(hidden.dtype)
@@ -49,6 +50,7 @@ class InternAttention(nn.Module):
         self.proj = nn.Linear(padded, hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(N, 1 + P, C) to the same shape."""
         query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         split = (*hidden.shape[:2], self.heads, self.head_size)
         q, k, v = (
@@ -67,6 +69,7 @@ class InternMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(N, 1 + P, C) to the same shape."""
         return self.fc2(functional.gelu(self.fc1(hidden)))
 
 
@@ -82,6 +85,7 @@ class InternLayer(nn.Module):
         self.ls1, self.ls2 = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.ones(hidden))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(N, 1 + P, C) to the same shape."""
         hidden = hidden + self.attn(self.norm1(hidden)) * self.ls1
         return hidden + self.mlp(self.norm2(hidden)) * self.ls2
 
@@ -98,9 +102,24 @@ class InternEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1, patches + 1, hidden))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (N, 3, height, width) to (N, 1 + P, C)."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (N, P, C)
         token = self.class_embedding.expand(patches.shape[0], -1, -1)
         return torch.cat([token, patches], dim=1) + self.position_embedding
+
+
+class InternEncoder(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, config: InternVisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(InternLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, 1 + P, C) to the same shape."""
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
 
 
 class InternVisionModel(nn.Module):
@@ -109,24 +128,24 @@ class InternVisionModel(nn.Module):
     def __init__(self, config: InternVisionConfig) -> None:
         super().__init__()
         self.embeddings = InternEmbeddings(config)
-        layers = [InternLayer(config) for _ in range(config.num_hidden_layers)]
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.encoder = InternEncoder(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        hidden = self.embeddings(pixel_values)
-        for layer in self.encoder["layers"]:
-            hidden = layer(hidden)
-        return hidden
+        """Pixels (N, 3, height, width) to (N, 1 + P, C)."""
+        return self.encoder(self.embeddings(pixel_values))
 
 
-class NVLM_D_Model(PreTrainedModel):  # noqa: N801: the name that auto_map and vLLM know
-    """The whole model. Each tile gives ``num_image_token`` tokens to the decoder."""
+class NVLM_D_Model(PreTrainedModel):  # noqa: N801
+    """The whole model. Each tile gives ``num_image_token`` tokens to the decoder.
 
-    config_class = NVLM_D_Config
+    The class has the name that the published repo knows.
+    """
+
+    config_class: type[NVLM_D_Config] = NVLM_D_Config
     main_input_name = "input_ids"
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ("InternLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer")
+    _no_split_modules = ["InternLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: NVLM_D_Config) -> None:
         super().__init__(config)
@@ -162,7 +181,7 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801: the name that auto_map and v
         return self.mlp1(grid.reshape(count, half * half, channels * s * s))
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Token ids (B, S) to decoder inputs (B, S, H), tiles' features in the image token's places.
+        """Token ids (B, S) to decoder inputs (B, S, H), features in the image token's places.
 
         Raises ValueError unless there are as many places as features.
         """
@@ -230,3 +249,9 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801: the name that auto_map and v
         tags = [*(f"<tile_{tile}>" for tile in range(1, tiles)), thumbnail]
         tokens = IMAGE_TOKEN * self.num_image_token
         return f"<Image>{''.join(tag + tokens for tag in tags)}</Image>"
+
+
+class NVLM_D_Yi_Model(NVLM_D_Model):  # noqa: N801
+    """The same with a Llama decoder; AutoModel wants a class for each configuration."""
+
+    config_class = NVLM_D_Yi_Config
