@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tests.checkpoint.models import save_language, save_vision
+from transformers import PreTrainedTokenizerFast
 
 from nvlm.checkpoint.combine import combine
 from nvlm.checkpoint.convert import convert_language, convert_vision
@@ -22,10 +23,19 @@ from nvlm.train.trainer import Trainer
 VOCABULARY, LENGTH, TOKENS_PER_TILE = 101, 24, 4
 
 
-def make_checkpoint(directory: Path, family: str, grid: GridParams) -> Path:
+def make_checkpoint(
+    directory: Path,
+    family: str,
+    grid: GridParams,
+    *,
+    vocabulary: int = VOCABULARY,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
     """A combined checkpoint for ``grid``; its Hugging Face halves are in ``directory`` too."""
     save_vision(directory / "hf_vision")
-    save_language(directory / "hf_language", family, vocabulary=VOCABULARY)
+    save_language(directory / "hf_language", family, vocabulary=vocabulary)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory / "hf_language")
     convert_vision(directory / "hf_vision", directory / "vision", tensor=grid.tensor)
     convert_language(
         directory / "hf_language", directory / "language", tensor=grid.tensor, vocabulary_multiple=8

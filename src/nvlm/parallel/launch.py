@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -24,6 +26,8 @@ from nvlm.errors import UserError
 
 # More processes than this a core would only wait for one another.
 CPU_PROCESSES_PER_CORE = 4
+# What an orphaned rank gets to finish its step and save its state.
+SECONDS_TO_STOP = 7
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
@@ -50,8 +54,11 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="nvlm-launch-") as directory:
         message = Path(directory) / "error"
+        threading.Thread(target=_stop_when_orphaned, daemon=True).start()
         try:
             elastic_launch(config, _run_worker)(worker, os.getpid(), message, args)
+        except SignalException as error:
+            raise UserError(f"{error.sigval.name} stopped the run: start it again") from None
         except ChildFailedError as error:
             if message.is_file():
                 raise UserError(message.read_text()) from None
@@ -92,7 +99,29 @@ def _run_worker(
 
 
 def _end_with(launcher: int) -> None:
-    """Kill this worker once its launcher is gone: dvc's death leaves its children running."""
+    """Kill this worker once its launcher is gone."""
     while os.getppid() == launcher:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop_when_orphaned() -> None:
+    """Stop the ranks once the shell that started this run, or that shell's parent, is gone.
+
+    dvc runs a stage through a shell. SIGTERM to dvc alone ends dvc, and leaves shell and stage.
+    """
+    ancestors = psutil.Process().parents()[:2]
+    while all(_is_alive(ancestor) for ancestor in ancestors):
+        time.sleep(1)
+    ranks = psutil.Process().children()
+    for rank in ranks:
+        rank.terminate()
+    for rank in psutil.wait_procs(ranks, timeout=SECONDS_TO_STOP)[1]:
+        rank.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,31 @@
+"""A small dataset, and a checkpoint whose tokenizer can read it."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nvlm.data.prepare import DatasetParams, prepare_dataset
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    params = DatasetParams(
+        source="shape_questions",
+        requires="packages",
+        samples=60,
+        samples_per_shard=30,
+        max_skipped=0,
+    )
+    prepare_dataset(params, root / "shapes", root.parent / "shapes.json")
+    return root
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
