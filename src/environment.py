@@ -1,0 +1,41 @@
+"""Task 1: compare what the chosen scale needs with what this machine has.
+
+Run with: python src/environment.py --out metrics/environment.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nvlm.atomic import write_text
+from nvlm.environment import EnvironmentParams, requirements
+from nvlm.errors import UserError, run_command
+from nvlm.params import load_params
+
+
+def main() -> None:
+    """Print the comparison; fail with everything that is lacking in one message.
+
+    The output says only that the scale can run: it is the same on every machine that can, so that
+    moving to another one reruns nothing.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    arguments = parser.parse_args()
+    params = load_params("environment", EnvironmentParams)
+    compared = list(requirements(params))
+    print(f"{'':24}{'needed':>12}{'here':>16}")
+    for row in compared:
+        print(f"{row.what:24}{row.needed:>12}{row.here:>16}{'' if row.met else '  lacking'}")
+    lacking = [f"{row.what} {row.needed} (here {row.here})" for row in compared if not row.met]
+    if lacking:
+        raise UserError(
+            f"scale={params.scale} needs {', '.join(lacking)}: use a larger machine, or scale=smoke"
+        )
+    write_text(arguments.out, json.dumps({"ready": True, "scale": params.scale}) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)
