@@ -22,13 +22,14 @@ def repartition(
     source: Path,
     destination: Path,
     *,
-    pipeline: int,
+    pipeline: int | None = None,
     layers_per_stage: Sequence[int] | None = None,
 ) -> Manifest:
     """Lay the checkpoint ``source`` out for ``pipeline`` stages, of equally many layers by default.
 
-    No tensor byte is read or written (on one file system). Raises UserError if the layers don't
-    divide, ``layers_per_stage`` doesn't sum to them, or there is no decoder.
+    ``pipeline`` None: as many stages as ``layers_per_stage`` has counts. No tensor byte is read or
+    written (on one file system). Raises UserError if the layers don't divide, the counts don't sum
+    to them, or there is no decoder.
     """
     manifest = read_manifest(source)
     if manifest.architecture.language is None:

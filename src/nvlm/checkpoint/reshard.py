@@ -47,8 +47,9 @@ def reshard(
     if pipeline is None and layers_per_stage is None:
         layers_per_stage = manifest.grid.layers_per_stage or None
     if tensor == manifest.grid.tensor and manifest.architecture.language is not None:
-        stages = len(layers_per_stage or ()) if pipeline is None else pipeline
-        return repartition(source, destination, pipeline=stages, layers_per_stage=layers_per_stage)
+        return repartition(
+            source, destination, pipeline=pipeline, layers_per_stage=layers_per_stage
+        )
     check_tensor_parallel(manifest.architecture, tensor)
     grid = pipeline_grid(
         manifest.architecture, tensor=tensor, pipeline=pipeline, layers_per_stage=layers_per_stage
