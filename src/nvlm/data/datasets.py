@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvlm.data.layouts import Layout
+from nvlm.data.sources import PACKAGED
 from nvlm.model.prompts import PROMPTS
 
-# Sources of real images that packages bring along, see nvlm.data.sources.
-PACKAGED = (
-    "shape_captions",
-    "shape_captions_varied",
-    "shape_questions",
-    "digit_text",
-    "digit_questions",
-    "choices",
-)
 DIRECTORY = "records"  # a directory laid out by the user, see nvlm.data.directory
 PUBLISHED = "published"  # a directory with the publisher's own files, which a layout explains
 
@@ -24,7 +16,7 @@ PUBLISHED = "published"  # a directory with the publisher's own files, which a l
 class DatasetParams:
     """One dataset of conf/data."""
 
-    source: str  # one of the names above
+    source: str  # one of the two above, or a name of nvlm.data.sources.PACKAGED
     requires: str  # path that the stage waits for; the directory itself where there is one
     samples: int | None  # at most so many records are read; null = all
     samples_per_shard: int

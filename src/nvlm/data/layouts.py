@@ -36,7 +36,7 @@ class Join:
     file: str  # JSON file in the dataset's directory
     rows: str  # path of the table's list or dictionary in the file
     key: str  # path in a row of the table ...
-    on: str  # ... whose value equals the value at this path of the row that gets it
+    match: str  # ... whose value equals the value at this path of the row that gets it
     many: bool = False  # a list of all matching rows, rather than the only one
 
 
@@ -154,9 +154,9 @@ def _images(row: Row, layout: Layout, store: FileStore) -> Iterator[ImageSource]
 
 def _joined(row: Row, tables: dict[str, tuple[JsonTable, Join]]) -> Row:
     for name, (table, join) in tables.items():
-        found = table[select(row, join.on)]
+        found = table[select(row, join.match)]
         if not join.many and len(found) != 1:
-            raise BadRecordError(f"{len(found)} rows of {join.file} for {join.on}")
+            raise BadRecordError(f"{len(found)} rows of {join.file} for {join.match}")
         row = {**row, name: found if join.many else found[0]}
     return row
 

@@ -10,11 +10,10 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import uuid
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,18 +90,24 @@ def index_shards(
     ``task`` becomes a subflavor, by which the loader chooses prompts. Raises UserError with
     Energon's last words if it fails.
     """
-    command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", "."]
-    command += ["--non-interactive", "--no-progress", "--num-workers", "1"]
-    command += ["--split-ratio", "1,0,0"]
+    from click import ClickException  # with energon, which takes two seconds
+    from megatron.energon.tools.prepare import command as energon_prepare
+
+    options = ["--non-interactive", "--no-progress", "--num-workers", "1"]
+    options += ["--split-ratio", "1,0,0"]
     if content.field_map is None:
-        command += ["--skip-dataset-yaml"]
+        options += ["--skip-dataset-yaml"]
     else:
         field_map = {"image": ",".join(EXTENSIONS), **content.field_map}
-        command += ["--sample-type", content.sample_type, "--field-map", json.dumps(field_map)]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise UserError(f"energon prepare failed in {directory}: {words[-1]}")
+        options += ["--sample-type", content.sample_type, "--field-map", json.dumps(field_map)]
+    told = io.StringIO()
+    try:
+        with redirect_stdout(told):
+            energon_prepare.main([str(directory.absolute()), *options], standalone_mode=False)
+    except (ClickException, RuntimeError, ValueError) as error:
+        raise UserError(f"energon prepare failed in {directory}: {error}") from error
+    if not (directory / ".nv-meta" / "split.yaml").is_file():
+        raise UserError(f"energon prepare failed in {directory}: {told.getvalue().strip()[-500:]}")
     meta = directory / ".nv-meta"
     definition = ""
     if content.field_map is None:

@@ -1,24 +1,19 @@
-"""The named sources of training records: real images of two packages, and directories of records.
+"""Training records composed of real images that two packages bring along.
 
-Each source is a generator of at most ``count`` records, a function of its seed; those composed of
-packaged data draw from the training split only.
+Each source is an endless generator, or one as long as the package's list; a function of its random
+numbers, and made of the training split only.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from nvlm.data import digits, easy_vqa
-from nvlm.data.datasets import DIRECTORY, PUBLISHED, DatasetParams
-from nvlm.data.directory import ANNOTATIONS, read_records
-from nvlm.data.layouts import annotation_files, read_layout
-from nvlm.data.records import Caption, Choice, Provenance, Question, Record, Records
+from nvlm.data.records import Caption, Choice, Provenance, Question, Record
 from nvlm.model.prompts import READ_ANSWER, SHORT_ANSWER
 
 Split = easy_vqa.Split
@@ -123,7 +118,8 @@ def _choices(rng: np.random.Generator) -> Iterator[Record]:
         yield choice_record(rng, "train")
 
 
-_PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
+# What conf/data can name as a source of real images that packages bring along.
+PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
     "shape_captions": lambda rng: _shape_captions(rng, wordings=1),
     "shape_captions_varied": lambda rng: _shape_captions(rng, wordings=5),
     "shape_questions": _shape_questions,
@@ -131,23 +127,3 @@ _PACKAGED: dict[str, Callable[[np.random.Generator], Iterator[Record]]] = {
     "digit_questions": lambda rng: _digit_strips(rng, fewest=2, suffix=READ_ANSWER),
     "choices": _choices,
 }
-
-
-def records(params: DatasetParams) -> Records:
-    """At most ``params.samples`` records; those of a directory are read in its own order."""
-    if params.source == PUBLISHED:
-        assert params.layout is not None
-        return islice(read_layout(params.layout, Path(params.requires)), params.samples)
-    if params.source == DIRECTORY:
-        return islice(read_records(Path(params.requires)), params.samples)
-    return islice(_PACKAGED[params.source](np.random.default_rng(params.seed)), params.samples)
-
-
-def annotation_paths(params: DatasetParams) -> list[Path]:
-    """The files whose change would change the records; none for packaged sources."""
-    directory = Path(params.requires)
-    if params.source == PUBLISHED:
-        assert params.layout is not None
-        joined = [directory / join.file for join in params.layout.join.values()]
-        return [*annotation_files(params.layout, directory), *joined]
-    return [directory / ANNOTATIONS] if params.source == DIRECTORY else []

@@ -1,0 +1,34 @@
+"""The records of a dataset, whatever its source."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from nvlm.data.datasets import DIRECTORY, PUBLISHED, DatasetParams
+from nvlm.data.directory import ANNOTATIONS, read_records
+from nvlm.data.layouts import annotation_files, read_layout
+from nvlm.data.records import Records
+from nvlm.data.sources import PACKAGED
+
+
+def records(params: DatasetParams) -> Records:
+    """At most ``params.samples`` records; those of a directory are read in its own order."""
+    if params.source == PUBLISHED:
+        assert params.layout is not None
+        return islice(read_layout(params.layout, Path(params.requires)), params.samples)
+    if params.source == DIRECTORY:
+        return islice(read_records(Path(params.requires)), params.samples)
+    return islice(PACKAGED[params.source](np.random.default_rng(params.seed)), params.samples)
+
+
+def annotation_paths(params: DatasetParams) -> list[Path]:
+    """The files whose change would change the records; none for packaged sources."""
+    directory = Path(params.requires)
+    if params.source == PUBLISHED:
+        assert params.layout is not None
+        joined = [directory / join.file for join in params.layout.join.values()]
+        return [*annotation_files(params.layout, directory), *joined]
+    return [directory / ANNOTATIONS] if params.source == DIRECTORY else []
