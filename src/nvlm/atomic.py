@@ -37,17 +37,24 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
 
 
 def publish_directory(partial: Path, destination: Path) -> None:
-    """Flush ``partial`` to disk and rename it to ``destination``, replacing what is there."""
+    """Flush ``partial`` to disk and rename it to ``destination``, replacing what is there.
+
+    What is there is renamed before it is removed: a crash never leaves half of it behind under its
+    name.
+    """
     for root, _, files in os.walk(partial):
         for name in files:
             _fsync(Path(root) / name)
         _fsync(Path(root))
+    retired = destination.parent / f".{destination.name}.retired"
+    shutil.rmtree(retired, ignore_errors=True)
     if destination.is_symlink() or destination.is_file():
         destination.unlink()
     elif destination.exists():
-        shutil.rmtree(destination)
+        destination.rename(retired)
     partial.rename(destination)
     _fsync(destination.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_text(destination: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ torch.save({"logits": logits, "names": names}, sys.argv[3])
 """
 
 
-def load_in_transformers(directory: Path, inputs: dict[str, torch.Tensor], scratch: Path) -> dict:
+def load_in_transformers(
+    directory: Path, inputs: dict[str, torch.Tensor], scratch: Path
+) -> dict[str, Any]:
     torch.save(inputs, scratch / "inputs.pt")
     environment = {
         **os.environ,
@@ -76,6 +79,7 @@ def test_transformers_gives_our_logits(tmp_path, family, names):
     model = NVLM(manifest.architecture, 101, Stage(first=0, last=4))
     tower = save_vision(tmp_path / "again_vision")
     decoder = save_language(tmp_path / "again_language", family)
+    assert model.vision_model is not None and model.vision_projection is not None
     model.vision_model.load_state_dict(tower.state_dict())
     model.language_model.load_state_dict(decoder.state_dict())
     cores = [read_part(tmp_path / "combined", rank, "vision_projection") for rank in (0, 1)]

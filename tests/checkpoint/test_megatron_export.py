@@ -1,6 +1,7 @@
 """Files for Megatron-LM, against its converters' arithmetic spelt out here tensor by tensor."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nvlm.checkpoint.reshard import reshard
 HEAD, HIDDEN = 8, 32  # of the decoder: 4 heads in 2 groups
 
 
-def load(directory: Path, rank: str) -> dict:
+def load(directory: Path, rank: str) -> dict[str, Any]:
     """What Megatron's own loader gets."""
     path = directory / "iter_0000001" / rank / "model_optim_rng.pt"
     return torch.load(path, weights_only=False)
@@ -116,7 +117,7 @@ def expected_vision(hf: dict[str, Tensor], rank: int) -> dict[str, Tensor | None
     return model
 
 
-def assert_same(found: dict, expected: dict) -> None:
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         if tensor is None:

@@ -71,8 +71,8 @@ def test_qkv_rows_follow_their_query_group(case):
             assert torch.equal(core[f"self_attention.linear_qkv.{kind}"], torch.stack(expected))
         width = decoder.ffn_hidden_size // size
         span = range(rank * width, (rank + 1) * width)
-        rows = [layer[f"mlp.{n}_proj.weight"][i] for n in ("gate", "up") for i in span]
-        assert torch.equal(core["mlp.linear_fc1.weight"], torch.stack(rows))
+        gates = [layer[f"mlp.{n}_proj.weight"][i] for n in ("gate", "up") for i in span]
+        assert torch.equal(core["mlp.linear_fc1.weight"], torch.stack(gates))
         columns = torch.stack([layer["mlp.down_proj.weight"][:, i] for i in span], dim=1)
         assert torch.equal(core["mlp.linear_fc2.weight"], columns)
         back = language.layer_to_hf(core, decoder, size)
