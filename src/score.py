@@ -1,8 +1,8 @@
-"""Task 10: score the answers of one task and draw a gallery of them.
+"""Task 10: score the answers of one task; draw a gallery and a confusion of them.
 
 Run with: python src/score.py --task TextVQA --generated data/generated/72b/sft/TextVQA.jsonl \
     --data data/eval/TextVQA --metrics metrics/72b/sft/TextVQA.json \
-    --gallery plots/72b/sft/TextVQA.png
+    --gallery plots/72b/sft/TextVQA.png --confusion plots/72b/confusion/TextVQA.csv
 """
 
 from __future__ import annotations
@@ -14,31 +14,40 @@ from pathlib import Path
 from nvlm.atomic import write_text
 from nvlm.errors import run_command
 from nvlm.evaluate.answers import read_answers
+from nvlm.evaluate.confusion import confusion_table
 from nvlm.evaluate.gallery import write_gallery
-from nvlm.evaluate.ground_truth.formats import read_questions
+from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import TaskParams
 from nvlm.evaluate.scoring import metric_called, report
 from nvlm.params import load_params
 
 
 def main() -> None:
-    """Read the arguments, score, write metrics and gallery."""
+    """Read the arguments, score, write metrics and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", required=True, help="a task of eval.tasks in params.yaml")
     parser.add_argument("--generated", type=Path, required=True, help="answers (JSON lines)")
+    parser.add_argument("--blank", type=Path, help="answers to blank images, a baseline")
     parser.add_argument("--data", type=Path, required=True, help="directory of the ground truth")
     parser.add_argument("--metrics", type=Path, required=True, help="scores to write (JSON)")
     parser.add_argument("--gallery", type=Path, required=True, help="picture to write (PNG)")
+    parser.add_argument("--confusion", type=Path, help="pairs of truth and answer to write (CSV)")
     arguments = parser.parse_args()
 
     params = load_params(f"eval.tasks.{arguments.task}", TaskParams)
     metric = metric_called(params.metric)
     questions = read_questions(arguments.data, params.ground_truth)
     answers = read_answers(arguments.generated, questions)
-    verdicts = metric.score(questions, answers)
+    texts = [answer.text for answer in answers]
+    blank = None
+    if arguments.blank:
+        blank = [answer.text for answer in read_answers(arguments.blank, questions)]
+    verdicts = metric.score(questions, texts)
+    scores = report(params.metric, questions, texts, verdicts, blank)
     write_gallery(arguments.gallery, questions, answers, verdicts)
-    scores = json.dumps(report(metric, questions, verdicts), indent=2, ensure_ascii=False)
-    write_text(arguments.metrics, f"{scores}\n")
+    if arguments.confusion:
+        write_text(arguments.confusion, confusion_table(questions, verdicts))
+    write_text(arguments.metrics, f"{json.dumps(scores, indent=2, ensure_ascii=False)}\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from nvlm.evaluate.ground_truth.readers import read_questions
+from nvlm.evaluate.params import GroundTruthParams
+from nvlm.evaluate.question import Question
+
+
+def read(directory: Path, reader: str, **fields: str) -> list[Question]:
+    return read_questions(directory, GroundTruthParams(reader=reader, fields=fields))
+
 
 def picture(directory: Path, name: str) -> None:
     path = directory / "images" / name

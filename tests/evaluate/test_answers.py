@@ -3,21 +3,25 @@ from pathlib import Path
 import pytest
 
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import read_answers, write_answers
+from nvlm.evaluate.answers import Answer, read_answers, write_answers
 from nvlm.evaluate.question import Question
 
 QUESTIONS = [
-    Question(id=number, image=Path("x.png"), text="?", references=("yes",)) for number in (1, 2)
+    Question(id=number, images=(Path("x.png"),), text="?", references=("yes",)) for number in (1, 2)
 ]
 
 
 def test_answers_are_read_back_in_question_order(tmp_path: Path):
     path = tmp_path / "answers.jsonl"
     answers = ["two\nlines \u2028 and 😀", ""]
-    write_answers(path, QUESTIONS, ["p", "q"], answers)
+    given = [
+        Answer(question_id=question.id, prompt="p", text=text, grids=((2, 1),))
+        for question, text in zip(QUESTIONS, answers, strict=True)
+    ]
+    write_answers(path, QUESTIONS, reversed(given))
     lines = path.read_text().split("\n")
     path.write_text("\n".join([lines[1], lines[0]]))
-    assert read_answers(path, QUESTIONS) == answers
+    assert read_answers(path, QUESTIONS) == given
 
 
 @pytest.mark.parametrize(

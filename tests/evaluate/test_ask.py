@@ -1,10 +1,11 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from nvlm.errors import UserError
-from nvlm.evaluate.ask import conversation, prompt
+from nvlm.evaluate.ask import conversation, images, prompt
 from nvlm.evaluate.params import AskParams, GenerateParams, TaskParams
 from nvlm.evaluate.question import Question
 from nvlm.model.prompts import (
@@ -22,7 +23,7 @@ ASK = AskParams(system="Be brief.", prompt="{question}\nAnswer.", max_new_tokens
 
 
 def question(text: str, *choices: str) -> Question:
-    return Question(id=1, image=Path("x.png"), text=text, references=("a",), choices=choices)
+    return Question(id=1, images=(Path("x.png"),), text=text, references=("a",), choices=choices)
 
 
 def test_the_image_comes_first_and_the_system_turn_before_it():
@@ -55,22 +56,59 @@ def test_braces_of_questions_and_prompts_stay_and_image_tags_go():
     assert prompt(asked, ask) == r"What is {x} or {question} or {options} ? Put it in \boxed{}."
 
 
+SEVERAL = Question(
+    id=1,
+    images=(Path("a.png"), Path("b.png"), Path("c.png")),
+    text="Is <image 2> as red as <image 1>? See <image>.",
+    references=("A",),
+    choices=("<image 3>", "no"),
+)
+CHOICE = AskParams(
+    system="", prompt="{question}\n{options}", option="{letter}. {text}", max_new_tokens=4
+)
+
+
+def test_of_several_images_the_first_is_shown_or_all_where_the_text_names_them():
+    assert conversation(SEVERAL, CHOICE) == [
+        Turn(role="user", text="<image>\nIs as red as ? See .\nA. \nB. no")
+    ]
+    assert [path.name for path in images(SEVERAL, CHOICE)] == ["a.png"]
+    every = dataclasses.replace(CHOICE, images="all")
+    shown = "Is <image> as red as <image>? See .\nA. <image>\nB. no"
+    assert conversation(SEVERAL, every) == [Turn(role="user", text=shown)]
+    assert [path.name for path in images(SEVERAL, every)] == ["b.png", "a.png", "c.png"]
+    assert images(question("Why?"), every) == [Path("x.png")]
+
+
+def test_an_image_that_is_named_and_not_there_is_an_error():
+    every = dataclasses.replace(CHOICE, images="all")
+    asked = dataclasses.replace(SEVERAL, images=SEVERAL.images[:2])
+    with pytest.raises(UserError, match="question 1 shows image 3 and has 2"):
+        images(asked, every)
+
+
 @pytest.mark.parametrize("scale", ["smoke", "full"])
 def test_configured_prompts_are_those_of_the_recipe(scale: str):
     groups = [OmegaConf.load(f"conf/eval/{name}.yaml") for name in ("tasks", scale)]
     merged = OmegaConf.merge(*groups)
     tasks = {name: parse_params(values, TaskParams, name) for name, values in merged.tasks.items()}
     asked = question("What?", "red", "blue")
+    by_letter = multiple_choice("What?", ["red", "blue"])
     assert {name: prompt(asked, task.ask) for name, task in tasks.items()} == {
-        "captioning": DESCRIBE,
-        "TextVQA": f"What?{READ_ANSWER}",
-        "VQAv2": f"What?{SHORT_ANSWER}",
-        "MMMU": multiple_choice("What?", ["red", "blue"])
-        if scale == "smoke"
-        else f"What?\n(A) red\n(B) blue\n\n{CHOOSE}",
+        **dict.fromkeys(("captioning", "Flickr30k", "NoCaps"), DESCRIBE),
+        **dict.fromkeys(("TextVQA", "DocVQA", "InfoVQA"), f"What?{READ_ANSWER}"),
+        **dict.fromkeys(("VQAv2", "OK-VQA", "ChartQA"), f"What?{SHORT_ANSWER}"),
+        **dict.fromkeys(("AI2D", "AI2D_no_mask", "OCRBench", "inference"), "What?"),
+        **dict.fromkeys(("MathVista", "RealWorldQA"), by_letter),
+        "MMMU": by_letter if scale == "smoke" else f"What?\n(A) red\n(B) blue\n\n{CHOOSE}",
     }
-    assert {task.ask.system for task in tasks.values()} == {SYSTEM}
-    assert prompt(question("What?"), tasks["MMMU"].ask) == f"What?{SHORT_ANSWER}"
+    math = "You are math expert. Use your math knowledge to calculate the answer."
+    assert {name: task.ask.system for name, task in tasks.items()} == {
+        name: math if name == "MathVista" else SYSTEM for name in tasks
+    }
+    for name in ("MMMU", "RealWorldQA"):
+        assert prompt(question("What?"), tasks[name].ask) == f"What?{SHORT_ANSWER}"
+    assert prompt(question("What?"), tasks["MathVista"].ask) == "What?"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +126,6 @@ def test_a_wrong_value_is_named(values: dict[str, object], message: str):
 
 
 def test_generation_parameters_are_checked():
-    base = {"batch_size": 8, "max_tiles": 6, "thumbnail": True, "tile_tags": True, "dtype": "half"}
+    base = {"max_tiles": 6, "thumbnail": True, "tile_tags": True, "dtype": "half"}
     with pytest.raises(UserError, match="dtype: float32 or bfloat16, not 'half'"):
         parse_params(base, GenerateParams, "eval.generate")

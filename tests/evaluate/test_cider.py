@@ -28,7 +28,7 @@ PUBLISHED = (2.8088088740855173, 3.780700635792263, 4.5211683156883335, 0.0)
 
 def questions(references: Sequence[Sequence[str]]) -> list[Question]:
     return [
-        Question(id=place, image=Path("x.jpg"), text="", references=tuple(captions))
+        Question(id=place, images=(Path("x.jpg"),), text="", references=tuple(captions))
         for place, captions in enumerate(references)
     ]
 

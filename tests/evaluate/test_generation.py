@@ -1,12 +1,12 @@
 """Answers against a plain loop over one unpadded question at a time, without a cache."""
 
 import argparse
-import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.checkpoint.models import save_language, save_vision
+from tests.evaluate import fixtures
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -30,9 +31,15 @@ from nvlm.checkpoint.repartition import repartition
 from nvlm.data.batch import EncodedSample
 from nvlm.errors import UserError
 from nvlm.evaluate.answers import read_answers
-from nvlm.evaluate.generation import Prompter, batches_by_length, decode, left_pad, stop_tokens
-from nvlm.evaluate.ground_truth.formats import read_questions
-from nvlm.evaluate.params import AskParams, GenerateParams, TaskParams
+from nvlm.evaluate.generation import batches_by_length, decode, stop_tokens
+from nvlm.evaluate.params import (
+    AskParams,
+    GenerateParams,
+    GroundTruthParams,
+    RunParams,
+    TaskParams,
+)
+from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question
 from nvlm.model.tokens import TEXT, EncodedConversation, load_tokenizer
 from nvlm.parallel.mesh import GridParams, parallel_mesh
@@ -41,8 +48,9 @@ from nvlm.parallel.state import load_model
 ROOT = Path(__file__).parents[2]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 MAX_NEW = 6
-PARAMS = GenerateParams(batch_size=1, max_tiles=6, thumbnail=True, tile_tags=True, dtype="float32")
+PARAMS = GenerateParams(max_tiles=6, thumbnail=True, tile_tags=True, dtype="float32")
 ASK = AskParams(system="s", prompt="{question}", max_new_tokens=MAX_NEW)
+TASK = TaskParams(ground_truth=GroundTruthParams(reader="vqav2"), metric="vqa", ask=ASK)
 
 
 def save_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -103,10 +111,11 @@ def write_params(directory: Path, batch_size: int) -> None:
         f"""
 eval:
   generate:
-    {{batch_size: {batch_size}, max_tiles: 6, thumbnail: true, tile_tags: true, dtype: float32}}
+    {{max_tiles: 6, thumbnail: true, tile_tags: true, dtype: float32}}
+  run: {{batch_size: {batch_size}, tile_chunk: 3, concurrency: 2, retries: 2, timeout: 30}}
   tasks:
     VQAv2:
-      ground_truth: vqav2
+      ground_truth: {{reader: vqav2}}
       metric: vqa
       ask: {{system: s, prompt: "{{question}}", max_new_tokens: {MAX_NEW}}}
 """
@@ -129,6 +138,14 @@ def run_generate(
     )
 
 
+def run_params(batch_size: int) -> RunParams:
+    return RunParams(batch_size=batch_size, tile_chunk=3, concurrency=2, retries=2, timeout=30)
+
+
+def texts(path: Path, questions: Sequence[Question]) -> list[str]:
+    return [answer.text for answer in read_answers(path, questions)]
+
+
 def reference_answers(checkpoint: Path, data: Path) -> list[str]:
     """The most likely next token again and again, the whole row read anew each time."""
     with parallel_mesh(GridParams(tensor=1)) as mesh, torch.no_grad():
@@ -137,7 +154,7 @@ def reference_answers(checkpoint: Path, data: Path) -> list[str]:
         prompter = Prompter(tokenizer, model.architecture, PARAMS, ASK)
         stop = stop_tokens(tokenizer)
         answers = []
-        for question in read_questions(data, "vqav2"):
+        for question in fixtures.read(data, "vqav2"):
             sample = prompter.encode(question)
             ids = sample.conversation.input_ids.tolist()
             visual = sample.conversation.visual_index.tolist()
@@ -172,22 +189,20 @@ def test_answers_are_those_of_one_question_at_a_time_without_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     become_only_rank(monkeypatch)
+    monkeypatch.chdir(tmp_path)
     data = make_questions(tmp_path / "data")
     checkpoint = make_checkpoint(tmp_path / "one", tensor=1)
     reference = reference_answers(checkpoint, data)
     assert len(set(reference)) > 2  # the pictures and questions matter
-    questions = read_questions(data, "vqav2")
+    questions = fixtures.read(data, "vqav2")
     for batch_size in (1, 2, 5):
         out = tmp_path / f"{batch_size}.jsonl"
-        arguments = argparse.Namespace(checkpoint=checkpoint, data=data, out=out)
-        task = TaskParams(ground_truth="vqav2", metric="vqa", ask=ASK)
-        generate.work(
-            GridParams(tensor=1),
-            dataclasses.replace(PARAMS, batch_size=batch_size),
-            task,
-            arguments,
+        arguments = argparse.Namespace(
+            checkpoint=checkpoint, data=data, out=out, blank=False, server=None
         )
-        assert read_answers(out, questions) == reference
+        grid, run = GridParams(tensor=1), run_params(batch_size)
+        generate.work(grid, PARAMS, run, TASK, arguments)
+        assert texts(out, questions) == reference
 
 
 def test_two_ranks_give_the_answers_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -195,8 +210,8 @@ def test_two_ranks_give_the_answers_of_one(tmp_path: Path, monkeypatch: pytest.M
     two = make_checkpoint(tmp_path / "two", tensor=2)
     result = run_generate(tmp_path, two, batch_size=5)
     assert result.returncode == 0, result.stderr
-    questions = read_questions(data, "vqav2")
-    answers = read_answers(tmp_path / "answers.jsonl", questions)
+    questions = fixtures.read(data, "vqav2")
+    answers = texts(tmp_path / "answers.jsonl", questions)
     one = make_checkpoint(tmp_path / "one", tensor=1)
     become_only_rank(monkeypatch)
     assert answers == reference_answers(one, data)
@@ -262,7 +277,7 @@ def test_what_can_not_be_asked_is_named(
     Image.new("RGB", (24, 24)).save(path)
     if content is not None:
         path.write_bytes(content)
-    question = Question(id=1, image=path, text="?", references=("a",))
+    question = Question(id=1, images=(path,), text="?", references=("a",))
     with pytest.raises(UserError, match=message):
         prompter.length(question)
 
@@ -271,14 +286,14 @@ def test_a_truncated_image_is_named(tmp_path: Path):
     path = tmp_path / "x.png"
     Image.effect_noise((24, 24), 90).save(path)
     path.write_bytes(path.read_bytes()[:-200])
-    question = Question(id=1, image=path, text="?", references=("a",))
+    question = Question(id=1, images=(path,), text="?", references=("a",))
     with pytest.raises(UserError, match=r"x\.png can't be decoded"):
         small_prompter(tmp_path, MAX_NEW).encode(question)
 
 
 def test_lengths_are_known_before_images_are_decoded(tmp_path: Path):
     prompter = small_prompter(tmp_path, MAX_NEW)
-    for question in read_questions(make_questions(tmp_path / "data"), "vqav2"):
+    for question in fixtures.read(make_questions(tmp_path / "data"), "vqav2"):
         assert prompter.length(question) == len(prompter.encode(question))
 
 

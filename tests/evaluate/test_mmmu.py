@@ -105,7 +105,7 @@ def test_best_constant_weighs_letters_against_open_answers():
 def question(number: int, gold: str, options: tuple[str, ...] = OPTIONS) -> Question:
     return Question(
         id=f"validation_Art_{number}",
-        image=Path("x.png"),
+        images=(Path("x.png"),),
         text="?",
         references=(gold,),
         choices=options,

@@ -90,4 +90,4 @@ def test_best_constant_sums_the_worth_of_an_answer():
 
 def question(*answers: str) -> Question:
     ten = answers * (10 // len(answers))
-    return Question(id=0, image=Path("x.png"), text="?", references=ten)
+    return Question(id=0, images=(Path("x.png"),), text="?", references=ten)

@@ -97,8 +97,9 @@ def test_generation_is_the_argmax_of_the_full_forward_and_ignores_padding(model)
         "visual_index": torch.tensor([[-1] * (length - len(ids)) + v for ids, v, _ in prompts]),
     }
     counts = torch.tensor([count for _, _, count in prompts])
+    encoded = model.encode_tiles(tiles)
     answer = model.generate(
-        **batch, tiles=tiles, tiles_per_row=counts, max_new_tokens=4, stop_ids=[49]
+        **batch, features=encoded, tiles_per_row=counts, max_new_tokens=4, stop_ids=[49]
     )
     start = 0
     for row, (ids, visual, count) in enumerate(prompts):

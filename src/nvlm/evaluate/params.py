@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+IMAGES = ("first", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruthParams:
+    """Where the questions and their answers come from."""
+
+    reader: str  # a name in ground_truth/readers.py
+    # What the publisher calls each field; for the reader "records" (ground_truth/records.py).
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +25,8 @@ class AskParams:
     max_new_tokens: int
     option: str = ""  # one line of {options}; holds {letter} and {text}
     open_prompt: str = ""  # of questions without options, in a task that has both
+    # first: one image, <image 1> is taken out of the text; all: each image where the text names it
+    images: str = "first"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -22,29 +35,75 @@ class AskParams:
             "{letter}" in self.option or "{text}" in self.option
         ):
             raise ValueError(f"option: should hold {{letter}} and {{text}}, not {self.option!r}")
+        if self.images not in IMAGES:
+            raise ValueError(f"images: one of {', '.join(IMAGES)}, not {self.images!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedParams:
+    """The paper's scores of NVLM-D on this benchmark (Table 7), to print beside ours."""
+
+    split: str  # that the paper scores
+    scores: dict[str, float]  # by branch: 34b, 72b
+    ours: str = "score"  # which of our scores goes by the same rule
+    scale: int = 100  # the paper's points for a score of 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskParams:
     """A benchmark."""
 
-    ground_truth: str  # format of its file: a name in ground_truth/formats.py
+    ground_truth: GroundTruthParams
     metric: str  # the rule: a name in scoring.py
     ask: AskParams
+    published: PublishedParams | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is drawn; without this the most likely one is taken."""
+
+    temperature: float  # above 0
+    top_p: float  # of the probability mass, 1 for all of it
+    seed: int  # with the question's id: an answer doesn't depend on which others are asked
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: above 0, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: above 0 and at most 1, not {self.top_p}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateParams:
-    """How answers are generated, whatever the task. The grid is the checkpoint's."""
+    """What the answers depend on, whatever the task. The grid is the checkpoint's."""
 
-    batch_size: int  # questions at once
-    max_tiles: int  # of an image, without the thumbnail
+    max_tiles: int  # of a prompt's images together, without the thumbnails
     thumbnail: bool
     tile_tags: bool
     dtype: str  # of weights and activations: float32 or bfloat16
+    sampling: SamplingParams | None = None  # null: greedy
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: at least 1, not {self.batch_size}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: float32 or bfloat16, not {self.dtype!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParams:
+    """How fast the answers come; no stage of the graph depends on these."""
+
+    batch_size: int  # questions at once
+    tile_chunk: int  # tiles that the vision tower of a rank encodes at once
+    concurrency: int  # requests at once, to a server
+    retries: int  # of a request that failed
+    timeout: float  # seconds for one request
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "tile_chunk", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: at least 1, not {getattr(self, name)}")
+        if self.retries < 0:
+            raise ValueError(f"retries: at least 0, not {self.retries}")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout: above 0, not {self.timeout}")

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nvlm.errors import UserError
-from nvlm.evaluate.metrics import cider, mmmu, vqa
-from nvlm.evaluate.question import Question
-from nvlm.evaluate.verdict import Metric, Verdict
+import numpy as np
 
-METRICS: dict[str, Metric] = {"vqa": vqa, "cider": cider, "mmmu": mmmu}
+from nvlm.errors import UserError
+from nvlm.evaluate.bootstrap import Interval, corpus_intervals, mean_interval
+from nvlm.evaluate.metrics import anls, bleu, cider, exact, mathvista, mmmu, ocrbench, relaxed, vqa
+from nvlm.evaluate.question import Question
+from nvlm.evaluate.verdict import CorpusScores, Metric, Verdict
+
+METRICS: dict[str, Metric] = {
+    "anls": anls,
+    "cider": cider,
+    "exact": exact,
+    "mathvista": mathvista,
+    "mmmu": mmmu,
+    "ocrbench": ocrbench,
+    "relaxed": relaxed,
+    "vqa": vqa,
+}
+# Scores of all answers together that are reported beside a metric.
+CORPUS_SCORES: dict[str, Callable[[Sequence[Question], Sequence[str]], CorpusScores]] = {
+    "cider": bleu.corpus_scores,
+}
 
 DIGITS = 6  # of reported scores
 
@@ -24,40 +40,83 @@ def metric_called(name: str) -> Metric:
 
 
 def report(
-    metric: Metric, questions: Sequence[Question], verdicts: Sequence[Verdict]
+    metric_name: str,
+    questions: Sequence[Question],
+    answers: Sequence[str],
+    verdicts: Sequence[Verdict],
+    blank: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """What metrics/BRANCH/MODEL/TASK.json says.
 
+    Each score has ``low`` and ``high``, the ends of its 95 % interval (``bootstrap``).
     ``majority`` is the score of the best constant answer, ``majority_answer``, by the same rule;
-    ``unparsable`` counts answers in which nothing to score was found (they count in the score).
+    ``blank`` that of the answers to blank images, where they are given; ``unparsable`` counts
+    answers in which nothing to score was found (they count in the score). ``other_scores`` are by
+    other published rules, ``by_category`` by the benchmark's kinds of question.
     """
+    metric = metric_called(metric_name)
     constant = metric.best_constant(questions)
-    constants = metric.score(questions, [constant] * len(questions))
-    by_category: dict[str, list[Verdict]] = defaultdict(list)
-    for question, verdict in zip(questions, verdicts, strict=True):
-        by_category[question.category].append(verdict)
+    constants = [constant] * len(questions)
+    baseline = metric.score(questions, constants)
+    result: dict[str, Any] = _summary(verdicts, baseline)
+    result["majority_answer"] = constant
+    if blank is not None:
+        result["blank"] = _mean([verdict.score for verdict in metric.score(questions, blank)])
     others = {
-        name: _mean([verdict.other_scores[name] for verdict in verdicts])
+        name: _with_interval(_others(verdicts, name)) | {"majority": _mean(_others(baseline, name))}
         for name in verdicts[0].other_scores
     }
-    result = {
-        "score": _mean_score(verdicts),
-        "majority": _mean_score(constants),
-        "majority_answer": constant,
-        "samples": len(verdicts),
-        "unparsable": sum(verdict.unparsable for verdict in verdicts),
-        **others,
-    }
-    if len(by_category) > 1:
+    if metric_name in CORPUS_SCORES:
+        compute = CORPUS_SCORES[metric_name]
+        others |= _corpus(compute(questions, answers), compute(questions, constants))
+    if others:
+        result["other_scores"] = others
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        places[question.category].append(place)
+    if len(places) > 1:
         result["by_category"] = {
-            category: {"score": _mean_score(members), "samples": len(members)}
-            for category, members in sorted(by_category.items())
+            category: _summary(
+                [verdicts[place] for place in members], [baseline[place] for place in members]
+            )
+            for category, members in sorted(places.items())
         }
     return result
 
 
-def _mean_score(verdicts: Sequence[Verdict]) -> float:
-    return _mean([verdict.score for verdict in verdicts])
+def _summary(verdicts: Sequence[Verdict], baseline: Sequence[Verdict]) -> dict[str, float]:
+    return {
+        **_with_interval([verdict.score for verdict in verdicts]),
+        "majority": _mean([verdict.score for verdict in baseline]),
+        "samples": len(verdicts),
+        "unparsable": sum(verdict.unparsable for verdict in verdicts),
+    }
+
+
+def _others(verdicts: Sequence[Verdict], name: str) -> list[float]:
+    return [verdict.other_scores[name] for verdict in verdicts]
+
+
+def _with_interval(values: Sequence[float]) -> dict[str, float]:
+    return {"score": _mean(values)} | _ends(mean_interval(values))
+
+
+def _ends(interval: Interval) -> dict[str, float]:
+    return {"low": round(interval[0], DIGITS), "high": round(interval[1], DIGITS)}
+
+
+def _corpus(given: CorpusScores, constant: CorpusScores) -> Mapping[str, dict[str, float]]:
+    intervals = corpus_intervals(given)
+    majority = _whole(constant)
+    return {
+        name: {"score": score, **_ends(intervals[name]), "majority": majority[name]}
+        for name, score in _whole(given).items()
+    }
+
+
+def _whole(corpus: CorpusScores) -> dict[str, float]:
+    sums = corpus.statistics.sum(axis=0)[np.newaxis]
+    return {name: round(float(score[0]), DIGITS) for name, score in corpus.scores(sums).items()}
 
 
 def _mean(values: Sequence[float]) -> float:

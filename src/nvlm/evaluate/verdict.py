@@ -1,10 +1,13 @@
-"""What a metric says of one answer."""
+"""What a metric says of one answer, and of all of them together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nvlm.evaluate.question import Question
 
@@ -17,6 +20,15 @@ class Verdict:
     read_as: str  # what was compared with the references
     unparsable: bool = False  # nothing to compare was found in the answer
     other_scores: Mapping[str, float] = field(default_factory=dict)  # by other published rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusScores:
+    """Scores of a whole set of answers that are no mean of the answers' scores."""
+
+    statistics: NDArray[np.float64]  # (answers, K), to be summed over answers
+    # From sums (R, K), for R sets of answers, to each score's R values.
+    scores: Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]
 
 
 class Metric(Protocol):

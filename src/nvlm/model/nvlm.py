@@ -7,10 +7,12 @@ C channels of a visual token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nvlm.checkpoint.architecture import Architecture
 from nvlm.model.language import Stage, build_decoder, packed_causal_mask
@@ -78,18 +80,19 @@ class NVLM(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         visual_index: Tensor,
-        tiles: Tensor,
+        features: Tensor,
         tiles_per_row: Tensor,
         max_new_tokens: int,
         stop_ids: list[int],
+        processors: Sequence[LogitsProcessor] = (),
     ) -> Tensor:
         """Greedy continuation (B, new) of left-padded prompts, by transformers' ``generate``.
 
         ``input_ids``, ``attention_mask`` (1 where a token is), ``visual_index``: int64 (B, S);
-        ``tiles`` uint8 (N, 3, H, W) in row order, ``tiles_per_row`` (B,). A row that is done is
-        filled up with ``stop_ids[0]``. Padded vocabulary rows can't be chosen.
+        ``features`` (N, V, C) of the tiles in row order, ``tiles_per_row`` (B,). A row that is done
+        is filled up with ``stop_ids[0]``. Padded vocabulary rows can't be chosen. ``processors``
+        change the logits of each step.
         """
-        features = features_by_row(self.encode_tiles(tiles), tiles_per_row)
         rows = self.language_model.config.vocab_size
         config = GenerationConfig(
             do_sample=False,
@@ -99,9 +102,12 @@ class NVLM(nn.Module):
             suppress_tokens=list(range(self.vocabulary, rows)) or None,
         )
         return self.language_model.generate(
-            inputs_embeds=self.embed(input_ids, visual_index, features),
+            inputs_embeds=self.embed(
+                input_ids, visual_index, features_by_row(features, tiles_per_row)
+            ),
             attention_mask=attention_mask,
             generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
         )
 
 

@@ -1,4 +1,7 @@
-"""COCO captions: ``{"images": [{id, file_name}], "annotations": [{image_id, caption}]}``."""
+"""COCO captions: ``{"images": [{id, file_name}], "annotations": [{image_id, caption}]}``.
+
+NoCaps has the same format, and a ``domain`` for each image, which is the category.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ def read(directory: Path) -> list[Question]:
     for annotation in files.records(files.field(published, "annotations", where), where):
         image_id = files.id_field(annotation, "image_id", where)
         captions[image_id].append(files.text_field(annotation, "caption", where))
+    pictures = files.Images(directory)
     questions = []
     for image in files.records(files.field(published, "images", where), where):
         image_id = files.id_field(image, "id", where)
@@ -28,9 +32,10 @@ def read(directory: Path) -> list[Question]:
         questions.append(
             Question(
                 id=image_id,
-                image=files.image_path(directory, name),
+                images=(pictures.path(name),),
                 text="",
                 references=files.answers(captions[image_id], f"{where}, image {image_id}"),
+                category=str(image.get("domain") or ""),
             )
         )
     return files.without_duplicates(questions, path)

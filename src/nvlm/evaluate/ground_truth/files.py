@@ -77,30 +77,45 @@ def records(value: Any, where: str) -> Sequence[Any]:
 
 
 def answers(value: Any, where: str) -> tuple[str, ...]:
-    """``value``, which must be a list of strings, at least one: a question without can't be scored.
+    """``value``, an answer or a list of them, as texts; a question without can't be scored.
 
-    Raises UserError that names ``where``.
+    Numbers are taken as JSON spells them. Raises UserError that names ``where``.
     """
+    if _is_answer(value):
+        value = [value]
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: a list of answers is expected, not {value!r}")
-    if not all(isinstance(item, str) for item in value):
+    if not all(map(_is_answer, value)):
         raise UserError(f"{where}: answers must be strings, not {value!r}")
-    return tuple(value)
+    return tuple(map(str, value))
 
 
-def image_path(directory: Path, name: str) -> Path:
-    """The file called ``name``, perhaps without its extension, among ``directory``'s images.
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
-    Raises UserError when there is none, or when ``name`` points out of the directory.
-    """
-    images = directory / IMAGES
-    for extension in EXTENSIONS:
-        path = images / f"{name}{extension}"
-        if not path.resolve().is_relative_to(images.resolve()):
-            raise UserError(f"{directory}: the image {name!r} lies outside {IMAGES}/")
-        if path.is_file():
-            return path
-    raise UserError(f"{images} has no image {name!r}: prepare the task again")
+
+class Images:
+    """The ``images/`` of a benchmark, which is listed once: looking up each name takes minutes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / IMAGES
+        self._names = {
+            path.relative_to(self._directory).as_posix()
+            for path in self._directory.rglob("*")
+            if not path.is_dir()
+        }
+
+    def path(self, name: str) -> Path:
+        """The file called ``name``, perhaps without its extension, or without ``name``'s folders.
+
+        Only listed files are taken, so a name can't lead out of ``images/``. Raises UserError when
+        there is no such file.
+        """
+        for candidate in (name, name.rsplit("/", 1)[-1]):
+            for extension in EXTENSIONS:
+                if f"{candidate}{extension}" in self._names:
+                    return self._directory / f"{candidate}{extension}"
+        raise UserError(f"{self._directory} has no image {name!r}: prepare the task again")
 
 
 def without_duplicates(questions: Iterable[Question], where: Path) -> list[Question]:

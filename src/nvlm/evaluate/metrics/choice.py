@@ -36,7 +36,7 @@ _WORD = re.compile(rf"(?<![\w'’]){_NOT_IN_SENTENCE}([A-Z])(?![\w'’])")
 
 def parse_choice(answer: str, choices: Sequence[str]) -> str | None:
     """The letter that ``answer`` chooses of ``choices`` (A for the first), or None."""
-    text = _DECORATION.sub("", _boxed(answer)).strip()
+    text = _DECORATION.sub("", boxed(answer)).strip()
     found: set[str] = next(filter(None, _readings(text, choices)), set())
     return found.pop() if len(found) == 1 else None
 
@@ -64,7 +64,7 @@ def _readings(text: str, choices: Sequence[str]) -> Iterator[set[str]]:
     yield _by_text(text, options)
 
 
-def _boxed(answer: str) -> str:
+def boxed(answer: str) -> str:
     """What stands in the last \\boxed{} or \\answer{}, its braces balanced; else the answer."""
     boxes = list(_BOX.finditer(answer))
     if not boxes:

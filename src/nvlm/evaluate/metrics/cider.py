@@ -15,6 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nvlm.evaluate.metrics.ptb import tokenize
 from nvlm.evaluate.question import Question
@@ -41,7 +42,7 @@ class Cider:
 
     def __init__(self, references: Sequence[Sequence[Sequence[str]]]) -> None:
         """``references``: for each image its captions, each a list of tokens."""
-        counted = [[_count(caption) for caption in captions] for captions in references]
+        counted = [[count_ngrams(caption) for caption in captions] for captions in references]
         self._images = len(counted)
         self._document_frequency = Counter(
             ngram for captions in counted for ngram in set().union(*captions)
@@ -50,7 +51,7 @@ class Cider:
 
     def score(self, image: int, caption: Sequence[str]) -> float:
         """CIDEr of ``caption`` for the ``image``-th of the references."""
-        candidate = self._vector(_count(caption))
+        candidate = self._vector(count_ngrams(caption))
         references = self._references[image]
         total = sum(self._similarity(candidate, reference) for reference in references)
         return SCALE * total / (ORDERS * len(references))
@@ -69,7 +70,7 @@ class Cider:
                     if norm := reference.norms[len(ngram) - 1]:
                         weight = self._idf(ngram) ** 2 * count / (norm * len(references))
                         index[ngram][count, reference.bigrams] += weight
-        means = [self._mean(index, self._vector(_count(caption))) for caption in captions]
+        means = [self._mean(index, self._vector(count_ngrams(caption))) for caption in captions]
         return means.index(max(means))
 
     def _mean(
@@ -118,12 +119,12 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict
     cider = _cider(questions)
     verdicts = []
     for image, answer in enumerate(answers):
-        tokens = _tokens(answer)
+        read = answer_tokens(answer)
         verdicts.append(
             Verdict(
-                score=cider.score(image, tokens),
-                read_as=" ".join(tokens),
-                unparsable=not tokens,
+                score=cider.score(image, read),
+                read_as=" ".join(read),
+                unparsable=not read,
             )
         )
     return verdicts
@@ -134,18 +135,27 @@ def best_constant(questions: Sequence[Question]) -> str:
     captions = list(
         dict.fromkeys(caption for question in questions for caption in question.references)
     )
-    return captions[_cider(questions).best_constant(_tokens(caption) for caption in captions)]
+    return captions[_cider(questions).best_constant(answer_tokens(caption) for caption in captions)]
 
 
 def _cider(questions: Sequence[Question]) -> Cider:
-    return Cider([[tokenize(caption) for caption in asked.references] for asked in questions])
+    return Cider([[tokens(caption) for caption in asked.references] for asked in questions])
 
 
-def _tokens(answer: str) -> list[str]:
-    return tokenize(answer.rstrip(".").lower())
+# BLEU reads the same captions again.
+@lru_cache(maxsize=1 << 20)
+def tokens(caption: str) -> tuple[str, ...]:
+    """The tokens of a reference."""
+    return tuple(tokenize(caption))
 
 
-def _count(caption: Sequence[str]) -> Counter[NGram]:
+def answer_tokens(answer: str) -> tuple[str, ...]:
+    """The tokens of an answer, which loses its trailing periods and its capitals first."""
+    return tokens(answer.rstrip(".").lower())
+
+
+def count_ngrams(caption: Sequence[str]) -> Counter[NGram]:
+    """How often each n-gram of 1 to ``ORDERS`` tokens comes."""
     return Counter(
         tuple(caption[start : start + order])
         for order in range(1, ORDERS + 1)

@@ -1,23 +1,24 @@
 """MMMU: multiple choice and open questions, by strict rules, and by the recipe's beside them.
 
 ``score`` is strict: an answer that can't be read is wrong. Other scores of the same answers:
-``first_choice`` and ``random`` guess the unparsable (A; a seeded draw for each question), as other
-programs do, and ``recipe`` is what the recipe reports, parser and guess together. Each is a mean
-over questions, not over subjects.
+``first_choice`` and ``random`` guess the unparsable (``metrics.guess``), as other programs do, and
+``recipe`` is what the recipe reports, parser and guess together. Each is a mean over questions, not
+over subjects.
 """
 
 from __future__ import annotations
 
-import random
+import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
 from nvlm.evaluate.metrics import mmmu_recipe, open_answer
 from nvlm.evaluate.metrics.choice import parse_choice
+from nvlm.evaluate.metrics.guess import readings
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
 
-SEED = 42  # of the benchmark's own draw, though not its stream: a draw depends on its question only
+_IMAGE_TAG = re.compile(r"<image \d+>")
 
 
 def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict]:
@@ -42,14 +43,9 @@ def best_constant(questions: Sequence[Question]) -> str:
 
 
 def _score_choice(question: Question, answer: str) -> Verdict:
-    letters = ascii_uppercase[: len(question.choices)]
-    chosen = parse_choice(answer, question.choices)
-    drawn = random.Random(f"{SEED} {question.id}").choice(letters)
-    read = {
-        "first_choice": chosen or letters[0],
-        "random": chosen or drawn,
-        "recipe": mmmu_recipe.choose(answer, question.choices),
-    }
+    chosen = parse_choice(answer, [_IMAGE_TAG.sub(" ", choice) for choice in question.choices])
+    recipe = mmmu_recipe.choose(answer, question.choices)
+    read = {**readings(question, chosen), "recipe": recipe}
     return Verdict(
         score=float(chosen in question.references),
         read_as=chosen or "",

@@ -1,0 +1,141 @@
+"""From questions to what the model reads: token ids and tiles, one by one and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from nvlm.checkpoint.architecture import Architecture
+from nvlm.data.batch import EncodedSample
+from nvlm.errors import UserError
+from nvlm.evaluate.ask import BLANK, conversation, images
+from nvlm.evaluate.params import AskParams, GenerateParams
+from nvlm.evaluate.question import Question
+from nvlm.model.tiling import Tiling, tile_grid, tile_image
+from nvlm.model.tokens import TEXT, EncodedConversation, encode_conversation
+
+
+class Prompter:
+    """Turns questions into what the model reads."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        architecture: Architecture,
+        params: GenerateParams,
+        ask: AskParams,
+        *,
+        blank: bool = False,
+    ) -> None:
+        """With ``blank`` every image is an even grey one of the same size."""
+        assert architecture.vision is not None and architecture.language is not None
+        self.tokenizer = tokenizer
+        self.vision = architecture.vision
+        self.language = architecture.language
+        self.params = params
+        self.ask = ask
+        self.blank = blank
+
+    def grids(self, question: Question) -> tuple[tuple[int, int], ...]:
+        """Columns and rows of tiles of each image, without decoding them."""
+        shown = images(question, self.ask)
+        grids = []
+        for path in shown:
+            with _open_image(question, path) as image:
+                tiling = self._tiling(len(shown))
+                grids.append(tile_grid(*image.size, self.vision.image_size, tiling.max_tiles))
+        return tuple(grids)
+
+    def length(self, question: Question) -> int:
+        """Tokens of the prompt, without decoding images.
+
+        Raises UserError if prompt and answer would not fit the decoder.
+        """
+        counts = [columns * rows for columns, rows in self.grids(question)]
+        tiles = [count + (self.params.thumbnail and count > 1) for count in counts]
+        length = len(self._encode(question, tiles))
+        if length + self.ask.max_new_tokens > self.language.max_positions:
+            raise UserError(
+                f"question {question.id!r}: a prompt of {length} tokens and an answer of "
+                f"{self.ask.max_new_tokens} exceed the decoder's {self.language.max_positions} "
+                "positions: lower eval.generate.max_tiles"
+            )
+        return length
+
+    def encode(self, question: Question) -> EncodedSample:
+        """Token ids of the prompt and the images' tiles."""
+        shown = images(question, self.ask)
+        tiles = [self._tiles(question, path, self._tiling(len(shown))) for path in shown]
+        encoded = self._encode(question, [len(of_image) for of_image in tiles])
+        return EncodedSample(conversation=encoded, tiles=np.concatenate(tiles))
+
+    def _tiles(self, question: Question, path: Path, tiling: Tiling) -> NDArray[np.uint8]:
+        with _open_image(question, path) as image:
+            shown = Image.new("RGB", image.size, (BLANK,) * 3) if self.blank else image
+            try:
+                return tile_image(shown, self.vision.image_size, tiling)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise UserError(f"{path} can't be decoded: {error}") from error
+
+    def _tiling(self, shown: int) -> Tiling:
+        """Several images share the tiles of one, as in the recipe."""
+        most = max(1, self.params.max_tiles // shown)
+        return Tiling(max_tiles=most, thumbnail=self.params.thumbnail)
+
+    def _encode(self, question: Question, tiles: Sequence[int]) -> EncodedConversation:
+        return encode_conversation(
+            conversation(question, self.ask),
+            self.tokenizer,
+            template="chatml",
+            family=self.language.family,
+            tiles_per_image=tiles,
+            tokens_per_tile=self.vision.tokens_per_tile,
+            tile_tags=self.params.tile_tags,
+            generation=True,
+        )
+
+
+def _open_image(question: Question, path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"question {question.id!r}: {path} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """Prompts of one batch, padded on the left: B rows, S positions, N tiles in row order."""
+
+    input_ids: torch.Tensor  # int64 (B, S)
+    attention_mask: torch.Tensor  # int64 (B, S), 1 where a token is
+    visual_index: torch.Tensor  # int64 (B, S), into the row's own visual tokens; TEXT elsewhere
+    tiles: torch.Tensor  # uint8 (N, 3, H, W)
+    tiles_per_row: torch.Tensor  # int64 (B,)
+
+
+def left_pad(samples: Sequence[EncodedSample]) -> PromptBatch:
+    """Prompts end together, so that all answers begin at the same position."""
+    shape = (len(samples), max(len(sample.conversation) for sample in samples))
+    input_ids = np.zeros(shape, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    visual_index = np.full(shape, TEXT, dtype=np.int64)
+    for row, sample in enumerate(samples):
+        start = shape[1] - len(sample.conversation)
+        input_ids[row, start:] = sample.conversation.input_ids
+        attention_mask[row, start:] = 1
+        visual_index[row, start:] = sample.conversation.visual_index
+    tiles = np.concatenate([sample.tiles for sample in samples]).transpose(0, 3, 1, 2)
+    return PromptBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        visual_index=torch.from_numpy(visual_index),
+        tiles=torch.from_numpy(np.ascontiguousarray(tiles)),
+        tiles_per_row=torch.tensor([len(sample.tiles) for sample in samples]),
+    )
