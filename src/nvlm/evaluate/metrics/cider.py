@@ -145,8 +145,12 @@ def _cider(questions: Sequence[Question]) -> Cider:
 # BLEU reads the same captions again.
 @lru_cache(maxsize=1 << 20)
 def tokens(caption: str) -> tuple[str, ...]:
-    """The tokens of a reference."""
-    return tuple(tokenize(caption))
+    """The tokens of a reference.
+
+    Upstream joins the tokens and splits at white space again, and thereby within the one token that
+    the tokenizer makes of "5 24/7".
+    """
+    return tuple(" ".join(tokenize(caption)).split())
 
 
 def answer_tokens(answer: str) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ _LETTER = r"[^\W\d_¹²³⁰-₉¼-¾⅐-⅟]"
 _ALNUM = rf"(?:{_LETTER}|\d)"
 _APOSTROPHE = "['’\u0092]"
 # A word's tail that is a token of its own: "isn't" is "is n't", "dog's" is "dog 's".
-_TAIL = rf"{_APOSTROPHE}(?:[msd]|re|ve|ll)(?!{_LETTER})"
-_NOT = rf"n{_APOSTROPHE}t(?!{_LETTER})"
+_TAIL = rf"{_APOSTROPHE}(?i:[msd]|re|ve|ll)(?!{_LETTER})"
+_NOT = rf"[nN]{_APOSTROPHE}[tT](?!{_LETTER})"
 _BEFORE_NOT = re.compile(rf"(?<=[A-MO-Za-mo-z])(?={_NOT})")
 # Written as one, tokenised as two: where the second begins.
 _JOINED = {
@@ -56,8 +56,8 @@ _NUMBERED = "nos? figs? pp? art"
 _NUMBER = r"(?:\d+(?:[.:,]\d+)*|(?:[.:,]\d+)+)"
 _PATTERNS = (
     r"</?[A-Za-z][\w:.-]*(?:\s+[^<>]*)?/?>|<!--.*?-->",  # a tag of a markup language
-    r"(?:https?|ftp)://[^\s<>\"|()]+[^\s<>\"|().!?,;:-]",
-    r"(?:www\.)?(?:[\w-]+\.)+(?:com|net|org|edu)(?:/[^\s<>\"|()]*[^\s<>\"|().!?,;:-])?",
+    r"(?i:https?|ftp)://[^\s<>\"|()]+[^\s<>\"|(){}.!?,-]",
+    r"(?:www\.)?(?:[\w-]+\.)+(?:com|net|org|edu)(?:/[^\s<>\"|()]*[^\s<>\"|(){}.!?,-])?",
     r"[A-Za-z0-9][\w.%+-]*@(?:[A-Za-z0-9-]+\.)*[A-Za-z0-9-]+",
     r"[@#][A-Za-z_]\w*",
     rf"[+-]?{_NUMBER}",
@@ -77,9 +77,9 @@ _PATTERNS = (
     _TAIL,
     _NOT,
     # Words that an apostrophe belongs to.
-    rf"{_APOSTROPHE}n{_APOSTROPHE}?|{_APOSTROPHE}(?:em|till?|cause|tis|twas|[2-9]0s|\d\ds?)(?!{_ALNUM})",
+    rf"{_APOSTROPHE}[nN]{_APOSTROPHE}?|{_APOSTROPHE}(?i:em|till?|cause|tis|twas|[2-9]0s|\d\ds?)(?!{_ALNUM})",
     rf"[A-HJ-XZn]{_APOSTROPHE}{_LETTER}{{2,}}|[Yy]{_APOSTROPHE}(?={_LETTER})",
-    rf"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE}[aeiouA-Z]{_LETTER}*",
+    rf"{_LETTER}+[aeiouyAEIOUY](?!{_TAIL}){_APOSTROPHE}[aeiouA-Z]{_LETTER}*",
     r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]",  # a smiley
     r"[A-Z]*\$|[!?]+|\.{3,}|-{2,}|\*+|_+|&(?:amp|lt|gt);|\S",
 )
