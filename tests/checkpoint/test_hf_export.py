@@ -27,62 +27,57 @@ from nvlm.model.vision import IMAGE_MEAN, IMAGE_STD
 # Runs in a process of its own: remote code goes to a cache that is fixed on import.
 LOAD = """
 import sys, torch
+from pathlib import Path
 from transformers import AutoModel, AutoTokenizer
-inputs = torch.load(sys.argv[2])
-model, problems = AutoModel.from_pretrained(
-    sys.argv[1], trust_remote_code=True, output_loading_info=True
-)
-assert not any(problems.values()), problems
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert tokenizer.convert_tokens_to_ids("<|vision_pad|>") == model.config.image_token_id
-ids = inputs["ids"].masked_fill(inputs["image"], model.config.image_token_id)
-with torch.no_grad():
-    logits = model.eval()(input_ids=ids, pixel_values=inputs["pixels"]).logits
-new = model.generate(ids, inputs["pixels"], max_new_tokens=2, do_sample=False)
-assert new.shape == (1, 2) and new[0, 0] == logits[0, -1].argmax()
-names = type(model).__name__, type(model.config).__name__, type(model.language_model).__name__
-torch.save({"logits": logits, "names": names}, sys.argv[3])
+for directory in map(Path, sys.argv[1:]):
+    inputs = torch.load(directory / "inputs.pt")
+    model, problems = AutoModel.from_pretrained(
+        directory / "out", trust_remote_code=True, output_loading_info=True
+    )
+    assert not any(problems.values()), problems
+    tokenizer = AutoTokenizer.from_pretrained(directory / "out", trust_remote_code=True)
+    assert tokenizer.convert_tokens_to_ids("<|vision_pad|>") == model.config.image_token_id
+    ids = inputs["ids"].masked_fill(inputs["image"], model.config.image_token_id)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, pixel_values=inputs["pixels"]).logits
+    new = model.generate(ids, inputs["pixels"], max_new_tokens=2, do_sample=False)
+    assert new.shape == (1, 2) and new[0, 0] == logits[0, -1].argmax()
+    names = type(model).__name__, type(model.config).__name__, type(model.language_model).__name__
+    torch.save({"logits": logits, "names": names}, directory / "outputs.pt")
 """
 
 
-def load_in_transformers(
-    directory: Path, inputs: dict[str, torch.Tensor], scratch: Path
-) -> dict[str, Any]:
-    torch.save(inputs, scratch / "inputs.pt")
+def load_in_transformers(directories: list[Path], scratch: Path) -> list[dict[str, Any]]:
+    """What transformers makes of ``out`` and ``inputs.pt`` in each directory."""
     environment = {
         **os.environ,
         "HF_HOME": str(scratch / "cache"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", LOAD, str(directory)]
-    command += [str(scratch / "inputs.pt"), str(scratch / "outputs.pt")]
+    command = [sys.executable, "-c", LOAD, *map(str, directories)]
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    return torch.load(scratch / "outputs.pt")
+    return [torch.load(directory / "outputs.pt") for directory in directories]
 
 
-@pytest.mark.parametrize(
-    ("family", "names"),
-    [
-        ("qwen2", ("NVLM_D_Model", "NVLM_D_Config", "Qwen2ForCausalLM")),
-        ("llama", ("NVLM_D_Yi_Model", "NVLM_D_Yi_Config", "LlamaForCausalLM")),
-    ],
-)
-def test_transformers_gives_our_logits(tmp_path, family, names):
-    manifest = build_combined(tmp_path, family=family, dtype=torch.float32)
-    export_hf(tmp_path / "combined", tmp_path / "out", shard_bytes=40_000)
+def export_with_logits(directory: Path, family: str) -> torch.Tensor:
+    """An export in ``directory``, inputs beside it, and the logits that our own model gives."""
+    directory.mkdir()
+    manifest = build_combined(directory, family=family, dtype=torch.float32)
+    export_hf(directory / "combined", directory / "out", shard_bytes=40_000)
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=generator)
     # Two tiles of 4 visual tokens each, between text.
     ids = torch.tensor([[5, 6, *[0] * 4, 9, *[0] * 4, 7, 8]])
     places = torch.tensor([[-1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, -1, -1]])
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
+    inputs = {"ids": ids, "image": places >= 0, "pixels": (tiles / 255 - mean) / std}
+    torch.save(inputs, directory / "inputs.pt")
     model = NVLM(manifest.architecture, 101, Stage(first=0, last=4))
-    tower = save_vision(tmp_path / "again_vision")
-    decoder = save_language(tmp_path / "again_language", family)
     assert model.vision_model is not None and model.vision_projection is not None
-    model.vision_model.load_state_dict(tower.state_dict())
-    model.language_model.load_state_dict(decoder.state_dict())
-    cores = [read_part(tmp_path / "combined", rank, "vision_projection") for rank in (0, 1)]
+    model.vision_model.load_state_dict(save_vision(directory / "tower").state_dict())
+    model.language_model.load_state_dict(save_language(directory / "lm", family).state_dict())
+    cores = [read_part(directory / "combined", rank, "vision_projection") for rank in (0, 1)]
     whole = {
         name: torch.cat([core[name] for core in cores], projector.SPLIT[name])
         if name in projector.SPLIT
@@ -91,18 +86,25 @@ def test_transformers_gives_our_logits(tmp_path, family, names):
     }
     model.vision_projection.load_state_dict(projector.to_model(whole))
     with torch.no_grad():
-        expected = model(
+        return model(
             ids,
             position_ids=torch.arange(13)[None],
             segment_ids=torch.ones_like(ids),
             visual_index=places,
             features=model.encode_tiles(tiles).flatten(0, 1)[None],
         )
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
-    inputs = {"ids": ids, "image": places >= 0, "pixels": (tiles / 255 - mean) / std}
-    found = load_in_transformers(tmp_path / "out", inputs, tmp_path)
-    assert found["names"] == names
-    torch.testing.assert_close(found["logits"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_gives_our_logits(tmp_path):
+    directories = [tmp_path / "qwen2", tmp_path / "llama"]
+    expected = [export_with_logits(directory, directory.name) for directory in directories]
+    found = load_in_transformers(directories, tmp_path)
+    assert [outputs["names"] for outputs in found] == [
+        ("NVLM_D_Model", "NVLM_D_Config", "Qwen2ForCausalLM"),
+        ("NVLM_D_Yi_Model", "NVLM_D_Yi_Config", "LlamaForCausalLM"),
+    ]
+    for outputs, logits in zip(found, expected, strict=True):
+        torch.testing.assert_close(outputs["logits"], logits, atol=1e-4, rtol=1e-4)
 
 
 def test_layout_is_the_published_repos(tmp_path):

@@ -263,3 +263,17 @@ def test_namespace_of_the_process_is_left_alone(tmp_path):
     with pytest.raises(UserError):
         PtFile(tmp_path / "x.pt")
     assert not hasattr(argparse.Namespace, "stain")
+
+
+def test_a_tower_alone_as_upstreams_converter_writes_it(tmp_path):
+    """Its file holds nothing but the model: how wide a head is has to be said."""
+    build_combined(tmp_path)
+    export_megatron(tmp_path / "vision", tmp_path / "megatron")
+    for rank in ("00", "01"):
+        name = f"iter_0000001/mp_rank_{rank}/model_optim_rng.pt"
+        edit(tmp_path / "megatron", lambda c: [c.pop(k) for k in list(c) if k != "model"], name)
+    refused(tmp_path / "megatron", "heads of 128 do not make up 24 channels: give --vision-heads")
+    options = ImportOptions(vision_heads=3)
+    manifest = import_megatron(tmp_path / "megatron", tmp_path / "out", options)
+    assert manifest.files == read_manifest(tmp_path / "vision").files
+    assert manifest.architecture == read_manifest(tmp_path / "vision").architecture

@@ -3,6 +3,8 @@
 import pytest
 from tests.checkpoint.build import build_combined
 
+from nvlm.checkpoint.compare import compare
+from nvlm.checkpoint.files import read_part, write_part
 from nvlm.checkpoint.layout import Grid
 from nvlm.checkpoint.manifest import check_digests, read_manifest
 from nvlm.checkpoint.reshard import reshard
@@ -69,3 +71,20 @@ def test_layouts_that_do_not_fit_are_refused(tmp_path, change, complaint):
     with pytest.raises(UserError, match=complaint):
         reshard(tmp_path / "combined", tmp_path / "out", **change)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_nan_is_the_same_on_every_rank(tmp_path):
+    """A model that training has spoilt is still converted, bit by bit."""
+    build_combined(tmp_path)
+    part = "language_model.layer.001"
+    for rank in (0, 1):
+        tensors = {
+            name: t.clone() for name, t in read_part(tmp_path / "language", rank, part).items()
+        }
+        for name in ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc2.weight"):
+            tensors[name].view(-1)[0] = float("nan")
+        (tmp_path / "language" / f"tp{rank:02d}" / f"{part}.safetensors").unlink()
+        write_part(tmp_path / "language", rank, part, tensors)
+    reshard(tmp_path / "language", tmp_path / "one", tensor=1)
+    reshard(tmp_path / "one", tmp_path / "back", tensor=2)
+    assert not any(c.difference for c in compare(tmp_path / "language", tmp_path / "back"))

@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--rope-theta", type=float, help="instead of args.rotary_base, 10000 in upstream's files"
     )
+    added.add_argument(
+        "--vision-heads", type=int, metavar="N", help="of the tower, without dummies"
+    )
     added.add_argument("--tokenizer", type=Path, metavar="HF_DIR", help="where its files are")
     added.add_argument(
         "--fresh-projector", action="store_true", help="draw one where the files have none"
@@ -199,10 +202,17 @@ def _import_megatron(arguments: argparse.Namespace) -> None:
     options = ImportOptions(
         vocabulary=arguments.vocabulary,
         rope_theta=arguments.rope_theta,
+        vision_heads=arguments.vision_heads,
         tokenizer=arguments.tokenizer,
         projector=_projector_params(arguments) if arguments.fresh_projector else None,
     )
-    import_megatron(arguments.source, arguments.out, options)
+    decoder = import_megatron(arguments.source, arguments.out, options).architecture.language
+    if decoder is not None and decoder.rope_theta == 10_000 and arguments.rope_theta is None:
+        print(
+            "note: args.rotary_base is 10000, which upstream's converters store for every model: "
+            "give --rope-theta if it has another one",
+            file=sys.stderr,
+        )
 
 
 def _export_hf(arguments: argparse.Namespace) -> None:

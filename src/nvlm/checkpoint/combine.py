@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nvlm.checkpoint.architecture import Architecture
-from nvlm.checkpoint.files import FileEntry, link_file, new_checkpoint, write_part
+from nvlm.checkpoint.files import FileEntry, link_files, new_checkpoint, write_part
 from nvlm.checkpoint.layout import PROJECTION
 from nvlm.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from nvlm.checkpoint.projector import ProjectorParams, fresh_projector, slice_projector
@@ -28,8 +28,7 @@ def combine(vision: Path, language: Path, destination: Path, params: ProjectorPa
     files: dict[str, FileEntry] = {**tower.files, **decoder.files}
     with new_checkpoint(destination) as partial:
         for source, manifest in ((vision, tower), (language, decoder)):
-            for name in sorted(manifest.files):
-                link_file(source, partial, name)
+            link_files(source, partial, manifest.files)
         projector = fresh_projector(architecture, params, getattr(torch, decoder.dtype))
         for rank in range(size):
             name, entry = write_part(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nvlm.checkpoint import vision
 from nvlm.checkpoint.architecture import Architecture, VisionArchitecture
@@ -19,9 +20,8 @@ from nvlm.checkpoint.huggingface import HuggingFaceWeights
 from nvlm.checkpoint.layout import VISION, part_names, part_path
 from nvlm.checkpoint.manifest import Manifest, read_manifest
 from nvlm.checkpoint.nvlm_d import DUMMY_HEADS
+from nvlm.checkpoint.sharding import as_bits, same_bits
 from nvlm.checkpoint.whole import whole_tensors
-
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,17 @@ def compare(first: Path, second: Path) -> Iterator[Comparison]:
     if any(comparison.difference for comparison in described):
         return
     same_layout = (a.grid.tensor, a.vocabulary) == (b.grid.tensor, b.vocabulary)
-    for part in part_names(a.architecture):
-        if same_layout:
+    total = sum(entry.bytes for entry in a.files.values())
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="compare", delay=2, disable=None
+    ) as progress:
+        for part in part_names(a.architecture):
+            if not same_layout:
+                yield from _compare_whole((first, a), (second, b), part)
             for rank in range(a.grid.tensor):
-                yield from _compare_files(first, second, rank, part)
-        else:
-            yield from _compare_whole((first, a), (second, b), part)
+                if same_layout:
+                    yield from _compare_files(first, second, rank, part)
+                progress.update(a.files[part_path(rank, part)].bytes)
     for name in sorted({*a.other_files, *b.other_files}):
         same = a.files.get(name) == b.files.get(name)
         yield Comparison(name=name, difference=None if same else "another content, or not in both")
@@ -112,11 +117,8 @@ def _compare_pair(name: str, a: Tensor, b: Tensor) -> Comparison:
     elif a.dtype != b.dtype:
         difference = f"dtype {a.dtype} and {b.dtype}"
     else:
-        bits = BITS[a.element_size()]
-        # Bits rather than values: a NaN equals itself, and -0.0 is not 0.0.
-        flat_a, flat_b = a.reshape(-1).view(bits), b.reshape(-1).view(bits)
-        if not torch.equal(flat_a, flat_b):
-            differing = flat_a != flat_b
+        if not same_bits(a, b):
+            differing = as_bits(a) != as_bits(b)
             first = int(differing.nonzero()[0])
             index = [int(i) for i in torch.unravel_index(torch.tensor(first), a.shape)]
             difference = (

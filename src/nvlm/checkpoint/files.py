@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
+from tqdm import tqdm
+
 from nvlm.atomic import atomic_directory
 from nvlm.checkpoint.layout import part_path
 from nvlm.errors import UserError
@@ -111,6 +113,15 @@ def link_file(source: Path, destination: Path, name: str) -> None:
         if error.errno not in UNLINKABLE:
             raise
         shutil.copyfile(original, target)
+
+
+def link_files(source: Path, destination: Path, files: Mapping[str, FileEntry]) -> None:
+    """``link_file`` for each of ``files``, with progress should they have to be copied."""
+    total = sum(entry.bytes for entry in files.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="link", delay=2, disable=None) as bar:
+        for name in sorted(files):
+            link_file(source, destination, name)
+            bar.update(files[name].bytes)
 
 
 def entry_of(path: Path) -> FileEntry:

@@ -99,21 +99,30 @@ def language_from_args(
 
 
 def vision_from_args(
-    args: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, layers: int, tensor: int
+    args: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    layers: int,
+    tensor: int,
+    heads: int | None,
 ) -> VisionArchitecture:
     """The tower of a file whose tensors have ``shapes`` (names relative to ``vision_model.``).
 
-    Megatron's ``args`` don't describe it: its heads are as wide as the decoder's.
+    Megatron's ``args`` don't describe it: unless ``heads`` says how many, they are as wide as the
+    decoder's. Raises UserError if that can't be.
     """
     hidden = shapes["class_token"][-1]
     patch = shapes["conv1.weight"][-1]
     side = math.isqrt(shapes["position_embeddings.weight"][0] - 1)
     head = args.get("kv_channels") or VISION_HEAD_SIZE
     own = args.get(OWN, {}).get("vision", {})
+    heads = heads or own.get("heads") or hidden // head
+    if not heads or hidden % heads:
+        raise UserError(f"heads of {head} do not make up {hidden} channels: give --vision-heads")
     return VisionArchitecture(
         hidden_size=hidden,
         layers=layers,
-        heads=own.get("heads", hidden // head),
+        heads=heads,
         ffn_hidden_size=shapes["decoder.layers.0.mlp.linear_fc1.bias"][0] * tensor,
         image_size=side * patch,
         patch_size=patch,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nvlm.atomic import write_text
-from nvlm.checkpoint.files import link_file, new_checkpoint, read_part
+from nvlm.checkpoint.files import link_files, new_checkpoint, read_part
 from nvlm.checkpoint.manifest import Manifest, read_manifest
 from nvlm.checkpoint.megatron_args import ITERATION, to_args
 from nvlm.checkpoint.megatron_names import extra_states, megatron_name, stage_parts
@@ -39,8 +39,7 @@ def export_megatron(source: Path, destination: Path) -> None:
         tasks = _tasks(source, directory / f"iter_{ITERATION:07d}", manifest)
         for _ in write_files(tasks, total, "export"):
             pass
-        for name in manifest.other_files:
-            link_file(source, directory, name)
+        link_files(source, directory, {n: manifest.files[n] for n in manifest.other_files})
         write_text(directory / LATEST, str(ITERATION))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.architecture import Architecture, VisionArchitecture
 from nvlm.checkpoint.convert import TOKENIZER_FILES, link_tokenizer
 from nvlm.checkpoint.files import DTYPES, new_checkpoint
 from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, Grid, check_tensor_parallel
@@ -44,6 +44,7 @@ class ImportOptions:
 
     vocabulary: int | None = None  # rows without padding
     rope_theta: float | None = None  # upstream's converters store 10000 whatever the model
+    vision_heads: int | None = None  # of the tower, without dummies
     tokenizer: Path | None = None  # a directory with its files
     # Draws the projector that upstream's combined checkpoints lack.
     projector: ProjectorParams | None = None
@@ -139,7 +140,7 @@ def _describe(
     stages = tuple(_count_layers(ranks[0, stage].tensors, LANGUAGE) for stage in range(pipeline))
     vision = language = vocabulary = None
     if any(name.startswith(f"{VISION}.") for name in first.tensors):
-        vision = _vision(first, args, tensor)
+        vision = _vision(first, args, tensor, options)
     if any(name.startswith(f"{LANGUAGE}.") for name in first.tensors):
         vocabulary = _vocabulary(first, args, tensor, options)
         args["rotary_base"] = options.rope_theta or args.get("rotary_base")
@@ -167,11 +168,15 @@ def _plain_args(file: PtFile) -> dict[str, Any]:
     return dict(vars(file.content["args"])) if "args" in file.content else {}
 
 
-def _vision(first: _RankFile, args: Mapping[str, Any], tensor: int) -> Any:
+def _vision(
+    first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
+) -> VisionArchitecture:
     shapes = {name.removeprefix(f"{VISION}."): entry.shape for name, entry in first.tensors.items()}
     try:
         layers = _count_layers(first.tensors, VISION)
-        return vision_from_args(args, shapes, layers=layers, tensor=tensor)
+        return vision_from_args(
+            args, shapes, layers=layers, tensor=tensor, heads=options.vision_heads
+        )
     except KeyError as error:
         raise UserError(f"{first.file.path} lacks {VISION}.{error.args[0]}") from error
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvlm.checkpoint.files import link_file, new_checkpoint
+from nvlm.checkpoint.files import link_files, new_checkpoint
 from nvlm.checkpoint.layout import pipeline_grid
 from nvlm.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from nvlm.errors import UserError
@@ -42,7 +42,6 @@ def repartition(
     )
     changed = dataclasses.replace(manifest, grid=grid)
     with new_checkpoint(destination) as directory:
-        for name in sorted(manifest.files):
-            link_file(source, directory, name)
+        link_files(source, directory, manifest.files)
         write_manifest(directory, changed)
     return changed

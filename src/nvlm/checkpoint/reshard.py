@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nvlm.checkpoint import language, projector, vision
-from nvlm.checkpoint.files import link_file, new_checkpoint, read_part
+from nvlm.checkpoint.files import link_files, new_checkpoint, read_part
 from nvlm.checkpoint.layout import (
     LANGUAGE,
     PROJECTION,
@@ -60,8 +60,7 @@ def reshard(
     total = sum(entry.bytes for entry in manifest.files.values())
     others = {name: manifest.files[name] for name in manifest.other_files}
     with new_checkpoint(destination) as directory:
-        for name in sorted(others):
-            link_file(source, directory, name)
+        link_files(source, directory, others)
         files = write_parts(directory, _jobs(source, manifest, changed), total, "reshard")
         changed = changed.with_files(others | files)
         write_manifest(directory, changed)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from nvlm.errors import UserError
 
+# Integers as wide as an element of so many bytes.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def shard(tensor: Tensor, dimension: int | None, rank: int, size: int) -> Tensor:
     """Rank ``rank``'s view of ``tensor``: one of ``size`` equal slices, or all if None."""
@@ -18,6 +21,18 @@ def shard(tensor: Tensor, dimension: int | None, rank: int, size: int) -> Tensor
     return tensor.narrow(dimension, rank * length, length)
 
 
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether shapes, dtypes and bits agree: a NaN equals itself, and -0.0 is not 0.0."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    return torch.equal(as_bits(first), as_bits(second))
+
+
+def as_bits(tensor: Tensor) -> Tensor:
+    """The elements of ``tensor`` in row-major order, their bits taken for integers."""
+    return tensor.reshape(-1).view(BITS[tensor.element_size()])
+
+
 def merge(shards: Sequence[Tensor], dimension: int | None, name: str) -> Tensor:
     """The tensor whose shards these are; replicated ones (None) have to be equal.
 
@@ -25,7 +40,7 @@ def merge(shards: Sequence[Tensor], dimension: int | None, name: str) -> Tensor:
     """
     if dimension is not None:
         return torch.cat(list(shards), dimension)
-    if not all(torch.equal(shards[0], other) for other in shards[1:]):
+    if not all(same_bits(shards[0], other) for other in shards[1:]):
         raise UserError(f"{name} should be the same on every tensor-parallel rank, and is not")
     return shards[0]
 
