@@ -116,16 +116,15 @@ def _compare_pair(name: str, a: Tensor, b: Tensor) -> Comparison:
         difference = f"shape {list(a.shape)} and {list(b.shape)}"
     elif a.dtype != b.dtype:
         difference = f"dtype {a.dtype} and {b.dtype}"
-    else:
-        if not same_bits(a, b):
-            differing = as_bits(a) != as_bits(b)
-            first = int(differing.nonzero()[0])
-            index = [int(i) for i in torch.unravel_index(torch.tensor(first), a.shape)]
-            difference = (
-                f"shape {list(a.shape)}: {int(differing.sum())} of {a.numel()} elements differ, "
-                f"the first at {index}: {a.reshape(-1)[first].item()!r} and "
-                f"{b.reshape(-1)[first].item()!r}"
-            )
+    elif not same_bits(a, b):
+        differing = as_bits(a) != as_bits(b)
+        first = int(differing.nonzero()[0])
+        index = [int(i) for i in torch.unravel_index(torch.tensor(first), a.shape)]
+        difference = (
+            f"shape {list(a.shape)}: {int(differing.sum())} of {a.numel()} elements differ, "
+            f"the first at {index}: {a.reshape(-1)[first].item()!r} and "
+            f"{b.reshape(-1)[first].item()!r}"
+        )
     return Comparison(name=name, difference=difference)
 
 
