@@ -176,17 +176,6 @@ def test_ranks_share_out_the_samples(build, architecture):
     assert not streams[0] & streams[1]
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_state_is_saved_and_restored(build, packing):
-    loader = build(packing=packing)
-    list(islice(loader, 4))
-    state = loader.save_state_rank()
-    expected = list(islice(loader, 3))
-    restored = build(packing=packing)
-    restored.restore_state_rank(state)
-    assert all(same(*pair) for pair in zip(expected, islice(restored, 3), strict=True))
-
-
 def test_plain_template_has_no_system_turn(build, tokenizer):
     batch = next(iter(build(template="plain", max_tiles=1, thumbnail=False, tile_tags=False)))
     assert batch.tiles_per_row.sum() == batch.segment_ids.max(1).values.sum()
