@@ -277,3 +277,20 @@ def test_a_tower_alone_as_upstreams_converter_writes_it(tmp_path):
     manifest = import_megatron(tmp_path / "megatron", tmp_path / "out", options)
     assert manifest.files == read_manifest(tmp_path / "vision").files
     assert manifest.architecture == read_manifest(tmp_path / "vision").architecture
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda c: c.update(args=3), "args is no Namespace"),
+        (lambda c: c.update(model=[]), "has no model"),
+        (lambda c: c.update(model0=c.pop("model")), "virtual pipeline stages"),
+        (lambda c: setattr(c["args"], "hidden_size", "wide"), "args.hidden_size is 'wide'"),
+        (lambda c: setattr(c["args"], "kv_channels", "wide"), "heads of 'wide' channels"),
+        (lambda c: setattr(c["args"], "vocab_size", 113), "113 rows are not among its 112"),
+        (lambda c: setattr(c["args"], "nvlm", {"sources": [{"x": 1}]}), "sources is altered"),
+    ],
+)
+def test_content_that_is_not_megatrons(exported, change, complaint):
+    edit(exported, change, "iter_0000001/mp_rank_00/model_optim_rng.pt")
+    refused(exported, complaint)

@@ -63,7 +63,8 @@ def read_architecture(source: Path) -> Architecture:
     if config.get("architectures") != ["NVLM_D"]:
         raise UserError(f"{path} is of {config.get('architectures')}, not of NVLM_D")
     tower, decoder = (_section(path, config, name) for name in ("vision_config", "llm_config"))
-    if (decoder.get("rope_scaling") or {}).get("type") == "dynamic":
+    scaling = decoder.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("type") == "dynamic":
         # nvidia/NVLM-D-72B's: it stretches frequencies beyond max_position_embeddings only.
         decoder = {**decoder, "rope_scaling": None}
     if tower.get("num_dummy_heads", DUMMY_HEADS) != DUMMY_HEADS:

@@ -115,7 +115,8 @@ def vision_from_args(
     patch = shapes["conv1.weight"][-1]
     side = math.isqrt(shapes["position_embeddings.weight"][0] - 1)
     head = args.get("kv_channels") or VISION_HEAD_SIZE
-    own = args.get(OWN, {}).get("vision", {})
+    own = _own(args).get("vision")
+    own = own if isinstance(own, dict) else {}
     heads = heads or own.get("heads") or hidden // head
     if not heads or hidden % heads:
         raise UserError(f"heads of {head} do not make up {hidden} channels: give --vision-heads")
@@ -134,11 +135,19 @@ def sources_from_args(
     args: Mapping[str, Any], parts: Sequence[str], directory: Path, iteration: int
 ) -> tuple[Source, ...]:
     """Where the halves came from: as an export of ours noted it, or the directory itself."""
-    known = args.get(OWN, {}).get("sources")
+    known = _own(args).get("sources")
     if known:
-        return tuple(Source(**source) for source in known)
+        try:
+            return tuple(Source(**source) for source in known)
+        except TypeError as error:
+            raise UserError(f"{directory}: args.{OWN}.sources is altered ({error})") from error
     note = f"iteration {iteration}"
     return tuple(Source(part=part, repo=directory.name, revision=note) for part in parts)
+
+
+def _own(args: Mapping[str, Any]) -> dict[str, Any]:
+    own = args.get(OWN)
+    return own if isinstance(own, dict) else {}
 
 
 def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:

@@ -7,6 +7,7 @@ are left. Nothing that is pickled in the files is run (``pt_reader``).
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -165,7 +166,12 @@ def _describe(
 
 
 def _plain_args(file: PtFile) -> dict[str, Any]:
-    return dict(vars(file.content["args"])) if "args" in file.content else {}
+    args = file.content.get("args", Namespace())
+    if not isinstance(args, Namespace):
+        raise UserError(
+            f"{file.path}: args is no Namespace: save it with Megatron's save_checkpoint"
+        )
+    return dict(vars(args))
 
 
 def _vision(
@@ -179,6 +185,8 @@ def _vision(
         )
     except KeyError as error:
         raise UserError(f"{first.file.path} lacks {VISION}.{error.args[0]}") from error
+    except (IndexError, TypeError) as error:
+        raise UserError(f"{first.file.path} has no InternViT that is whole ({error})") from error
 
 
 def _vocabulary(
