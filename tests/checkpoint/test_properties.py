@@ -119,7 +119,7 @@ def test_vocabulary_is_padded_and_moved_row_by_row(rows, multiple, before, after
     assert torch.cat(shards)[:, 0].tolist() == expected
     more = -(-padded // after) * after
     moved = [
-        language.vocabulary_rows(shards, more // after * r, more // after * (r + 1))
+        torch.cat(language.vocabulary_rows(shards, more // after * r, more // after * (r + 1)))
         for r in range(after)
     ]
     assert torch.cat(moved)[:, 0].tolist() == [min(row, rows - 1) for row in range(more)]

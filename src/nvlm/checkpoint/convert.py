@@ -6,7 +6,7 @@ is to be read is known, and compared with what is there, before the first byte i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -150,16 +150,18 @@ def vision_jobs(
     are zeros to be left out.
     """
 
-    def cast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    def cast(pieces: Sequence[Tensor]) -> list[Tensor]:
+        return [piece.to(dtype or piece.dtype) for piece in pieces]
 
-    def embedding() -> dict[str, Tensor]:
-        return cast(vision.embedding_to_core(weights.read(f"{prefix}embeddings.")))
+    def embedding() -> dict[str, list[Tensor]]:
+        core = vision.embedding_to_core(weights.read(f"{prefix}embeddings."))
+        return {name: cast([tensor]) for name, tensor in core.items()}
 
-    def layer(index: int, rank: int) -> dict[str, Tensor]:
+    def layer(index: int, rank: int) -> dict[str, list[Tensor]]:
         whole = weights.read(f"{prefix}encoder.layers.{index}.")
         whole = vision.drop_dummy_heads(whole, architecture, dummies)
-        return cast(vision.layer_to_core(whole, architecture, rank, size))
+        core = vision.layer_to_pieces(whole, architecture, rank, size)
+        return {name: cast(pieces) for name, pieces in core.items()}
 
     for rank in range(size):
         yield rank, f"{VISION}.embedding", embedding
@@ -178,20 +180,23 @@ def language_jobs(
 ) -> Iterator[Job]:
     """What makes every part of the decoder, for ``size`` ranks and ``padded`` rows."""
 
-    def embedding(rank: int) -> dict[str, Tensor]:
-        table = weights.read(f"{prefix}model.embed_tokens.")["weight"]
-        return {"word_embeddings.weight": language.vocabulary_shard(table, padded, rank, size)}
+    rows = padded // size
 
-    def layer(index: int, rank: int) -> dict[str, Tensor]:
+    def table(name: str, rank: int) -> list[Tensor]:
+        whole = weights.read(f"{prefix}{name}.")["weight"]
+        return language.vocabulary_rows([whole], rank * rows, (rank + 1) * rows)
+
+    def embedding(rank: int) -> dict[str, list[Tensor]]:
+        return {"word_embeddings.weight": table("model.embed_tokens", rank)}
+
+    def layer(index: int, rank: int) -> dict[str, list[Tensor]]:
         whole = weights.read(f"{prefix}model.layers.{index}.")
         shard = language.slice_layer(whole, architecture, rank, size)
-        return language.layer_to_core(shard, architecture, size)
+        return language.layer_to_pieces(shard, architecture, size)
 
-    def head(rank: int) -> dict[str, Tensor]:
-        table = weights.read(f"{prefix}lm_head.")["weight"]
-        rows = language.vocabulary_shard(table, padded, rank, size)
+    def head(rank: int) -> dict[str, list[Tensor]]:
         norm = weights.read(f"{prefix}model.norm.")["weight"]
-        return {"final_layernorm.weight": norm, "output_layer.weight": rows}
+        return {"final_layernorm.weight": [norm], "output_layer.weight": table("lm_head", rank)}
 
     for rank in range(size):
         yield rank, f"{LANGUAGE}.embedding", partial(embedding, rank)

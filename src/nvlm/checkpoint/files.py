@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,7 +26,8 @@ from nvlm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 8 << 20  # bytes hashed and written at a time
+# Bytes gathered, hashed and written at a time: few enough to stay in a core's cache in between.
+CHUNK = 1 << 20
 # safetensors' names of the element types that a checkpoint may have.
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # What linking answers where it is not possible: other file system, no links there, too many.
@@ -80,22 +82,30 @@ def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]
 
 
 def write_part(
-    directory: Path, tensor_rank: int, part: str, tensors: Mapping[str, Tensor]
+    directory: Path, tensor_rank: int, part: str, tensors: Mapping[str, Tensor | Sequence[Tensor]]
 ) -> tuple[str, FileEntry]:
     """Write a part as safetensors; return its path in ``directory`` and its manifest entry.
 
-    The same tensors give the same bytes: sorted names, no metadata. At most one tensor is copied
-    in memory, and only if it is not contiguous. ``directory`` is one that is not published yet, and
-    a file that exists is never overwritten (FileExistsError).
+    A tensor may come as pieces along its first dimension, which are joined in the file. The same
+    tensors give the same bytes: sorted names, no metadata. What is not contiguous is gathered in
+    small chunks. ``directory`` is one that is not published yet, and a file that exists is never
+    overwritten (FileExistsError).
     """
+    import torch
+
+    pieces: dict[str, list[Tensor]] = {}
+    for key in sorted(tensors):
+        value = tensors[key]
+        pieces[key] = [value] if isinstance(value, torch.Tensor) else list(value)
     name = part_path(tensor_rank, part)
     path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         writer = _HashingWriter(file)
-        writer.write(safetensors_header({key: tensors[key] for key in sorted(tensors)}))
-        for key in sorted(tensors):
-            writer.write(bytes_of(tensors[key]))
+        writer.write(safetensors_header({key: _whole(own) for key, own in pieces.items()}))
+        for piece in itertools.chain.from_iterable(pieces.values()):
+            for chunk in chunks_of(piece):
+                writer.write(chunk)
     return name, writer.entry()
 
 
@@ -179,6 +189,31 @@ def safetensors_header(
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     return len(encoded).to_bytes(8, "little") + encoded
+
+
+def chunks_of(tensor: Tensor) -> Iterator[memoryview]:
+    """``bytes_of`` in turn. A chunk of a tensor that is not contiguous is overwritten by the next.
+
+    So that a strided slice of a large matrix needs no memory of its own size.
+    """
+    import torch
+
+    if tensor.is_contiguous() or tensor.ndim == 0:
+        yield bytes_of(tensor)
+        return
+    row = tensor[0].numel() * tensor.element_size() or 1
+    rows = max(1, CHUNK // row)
+    buffer = torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype)
+    for own in tensor.detach().split(rows):
+        yield bytes_of(buffer[: len(own)].copy_(own))
+
+
+def _whole(pieces: Sequence[Tensor]) -> Tensor:
+    """A tensor of the shape and dtype that ``pieces`` have together, without storage."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first.to("meta")
+    return first.new_empty((sum(map(len, pieces)), *first.shape[1:]), device="meta")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

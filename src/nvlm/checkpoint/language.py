@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from nvlm.checkpoint.architecture import LanguageArchitecture
-from nvlm.checkpoint.sharding import shard
+from nvlm.checkpoint.sharding import join, shard
 
 # Dimension along which a tensor of a layer is split; the norms are whole on every rank.
 SPLIT = {
@@ -82,12 +81,20 @@ def layer_to_core(
     Rows of ``linear_qkv``, query group by query group: the group's query heads, key, value.
     ``linear_fc1`` is gate over up, of this rank.
     """
-    core = {new: layer[old] for old, new in RENAMED.items()}
+    return {
+        name: join(pieces) for name, pieces in layer_to_pieces(layer, architecture, size).items()
+    }
+
+
+def layer_to_pieces(
+    layer: Mapping[str, Tensor], architecture: LanguageArchitecture, size: int
+) -> dict[str, list[Tensor]]:
+    """What ``layer_to_core`` joins, as views along the first dimension: nothing is copied."""
+    core = {new: [layer[old]] for old, new in RENAMED.items()}
     for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
         q, k, v = (layer[f"self_attn.{name}_proj.{kind}"] for name in "qkv")
         core[f"self_attention.linear_qkv.{kind}"] = _interleave(q, k, v, architecture, size)
-    gate, up = layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]
-    core["mlp.linear_fc1.weight"] = torch.cat([gate, up])  # (2 F, H)
+    core["mlp.linear_fc1.weight"] = [layer["mlp.gate_proj.weight"], layer["mlp.up_proj.weight"]]
     return core
 
 
@@ -111,13 +118,13 @@ def vocabulary_shard(weight: Tensor, padded: int, rank: int, size: int) -> Tenso
     Added rows repeat the last one, as Megatron-LM's saver does.
     """
     rows = padded // size
-    return vocabulary_rows([weight], rank * rows, (rank + 1) * rows)
+    return join(vocabulary_rows([weight], rank * rows, (rank + 1) * rows))
 
 
-def vocabulary_rows(shards: Sequence[Tensor], start: int, end: int) -> Tensor:
+def vocabulary_rows(shards: Sequence[Tensor], start: int, end: int) -> list[Tensor]:
     """Rows ``start`` to ``end`` of the table in ``shards``, its last row repeated beyond its end.
 
-    Only the shards that overlap are touched.
+    Views to be joined; only the shards that overlap are touched.
     """
     pieces, first = [], 0
     for table in shards:
@@ -127,16 +134,16 @@ def vocabulary_rows(shards: Sequence[Tensor], start: int, end: int) -> Tensor:
         first += table.shape[0]
     if end > first:
         pieces.append(shards[-1][-1:].expand(end - max(start, first), -1))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return pieces
 
 
 def _interleave(
     q: Tensor, k: Tensor, v: Tensor, architecture: LanguageArchitecture, size: int
-) -> Tensor:
-    """q (G Q D, ...), k and v (G D, ...) to (G (Q + 2) D, ...), group by group."""
-    groups, rest = architecture.query_groups // size, q.shape[1:]
-    by_group = [tensor.reshape(groups, -1, *rest) for tensor in (q, k, v)]
-    return torch.cat(by_group, dim=1).reshape(-1, *rest)
+) -> list[Tensor]:
+    """q (G Q D, ...), k and v (G D, ...) to the pieces of (G (Q + 2) D, ...), group by group."""
+    groups = architecture.query_groups // size
+    by_group = zip(*(tensor.chunk(groups) for tensor in (q, k, v)), strict=True)
+    return [piece for group in by_group for piece in group]
 
 
 def _separate(

@@ -6,7 +6,7 @@ Where the tensor-parallel size stays, nothing is rewritten: ``repartition``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def _jobs(source: Path, old: Manifest, new: Manifest) -> Iterator[Job]:
 
 def _reshard_part(
     source: Path, old: Manifest, new: Manifest, part: str, rank: int
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor | Sequence[Tensor]]:
     """Rank ``rank``'s tensors of ``part`` in the layout ``new``."""
     shards = [read_part(source, other, part) for other in range(old.grid.tensor)]
     size = new.grid.tensor
@@ -96,7 +96,7 @@ def _reshard_part(
             return {name: _gather(shards, name, None, rank, size) for name in shards[0]}
         tower = old.architecture.vision
         assert tower is not None
-        return vision.layer_to_core(vision.layer_to_hf(shards, tower), tower, rank, size)
+        return vision.layer_to_pieces(vision.layer_to_hf(shards, tower), tower, rank, size)
     assert half == LANGUAGE and new.vocabulary is not None
     if kind.startswith("layer"):
         return _language_layer(shards, old, rank, size)
@@ -119,9 +119,9 @@ def _gather(
 
 def _language_layer(
     shards: Sequence[dict[str, Tensor]], old: Manifest, rank: int, size: int
-) -> dict[str, Tensor]:
+) -> dict[str, list[Tensor]]:
     decoder = old.architecture.language
     assert decoder is not None
     layers = [language.layer_to_hf(shard, decoder, old.grid.tensor) for shard in shards]
     own = {name: _gather(layers, name, language.SPLIT.get(name), rank, size) for name in layers[0]}
-    return language.layer_to_core(own, decoder, size)
+    return language.layer_to_pieces(own, decoder, size)

@@ -33,6 +33,11 @@ def as_bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(BITS[tensor.element_size()])
 
 
+def join(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces along the first dimension as one tensor; a single one is returned as it is."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
 def merge(shards: Sequence[Tensor], dimension: int | None, name: str) -> Tensor:
     """The tensor whose shards these are; replicated ones (None) have to be equal.
 

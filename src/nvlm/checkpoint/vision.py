@@ -22,7 +22,7 @@ from nvlm.checkpoint.architecture import VisionArchitecture
 from nvlm.checkpoint.files import read_part
 from nvlm.checkpoint.layout import VISION, layer_part
 from nvlm.checkpoint.manifest import read_manifest
-from nvlm.checkpoint.sharding import merge, shard
+from nvlm.checkpoint.sharding import join, merge, shard
 from nvlm.errors import UserError
 
 # Tensors of a layer that are only renamed: Hugging Face's name, Megatron-core's, split dimension.
@@ -100,16 +100,32 @@ def layer_to_core(
     Rows of ``linear_qkv``, head by head: query, key, value; dummy heads last, all zeros, as are
     their entries of the QK norms and their columns of ``linear_proj``.
     """
-    hidden, heads = architecture.hidden_size, architecture.heads
-    core = {new: shard(layer[old], split, rank, size) for old, new, split in PLAIN}
-    qkv = layer["attn.qkv.weight"].view(3, heads, -1, hidden).transpose(0, 1)  # (A, 3, D, C)
-    core["self_attention.linear_qkv.weight"] = _own_heads(qkv, rank, size).reshape(-1, hidden)
+    return {
+        name: join(pieces)
+        for name, pieces in layer_to_pieces(layer, architecture, rank, size).items()
+    }
+
+
+def layer_to_pieces(
+    layer: Mapping[str, Tensor], architecture: VisionArchitecture, rank: int, size: int
+) -> dict[str, list[Tensor]]:
+    """What ``layer_to_core`` joins, along the first dimension: views, and zeros of dummy heads."""
+    hidden, heads, head = architecture.hidden_size, architecture.heads, architecture.head_size
+    count = -(-heads // size)  # on every rank
+    start, end = min(rank * count, heads), min((rank + 1) * count, heads)
+    dummies = (count - (end - start)) * head  # channels
+    core = {new: [shard(layer[old], split, rank, size)] for old, new, split in PLAIN}
+    qkv = layer["attn.qkv.weight"].view(3, heads, head, hidden)
+    rows = [qkv[kind, index] for index in range(start, end) for kind in range(3)]
+    core["self_attention.linear_qkv.weight"] = [*rows, qkv.new_zeros(3 * dummies, hidden)]
     for name in "qk":
-        norm = layer[f"attn.{name}_norm.weight"].view(heads, -1)  # (A, D)
-        core[f"self_attention.{name}_layernorm.weight"] = _own_heads(norm, rank, size).reshape(-1)
-    projection = layer["attn.proj.weight"].view(hidden, heads, -1).transpose(0, 1)  # (A, C, D)
-    own = _own_heads(projection, rank, size).transpose(0, 1)
-    core["self_attention.linear_proj.weight"] = own.reshape(hidden, -1)
+        norm = layer[f"attn.{name}_norm.weight"]
+        own = norm[start * head : end * head]
+        core[f"self_attention.{name}_layernorm.weight"] = [own, norm.new_zeros(dummies)]
+    columns = layer["attn.proj.weight"][:, start * head : end * head]
+    core["self_attention.linear_proj.weight"] = [
+        functional.pad(columns, (0, dummies)) if dummies else columns
+    ]
     return core
 
 
@@ -211,11 +227,3 @@ def to_transformers(layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in zip("qkv", layer["attn.qkv.weight"].chunk(3), strict=True):
         native[f"attention.{name}_proj.weight"] = tensor
     return native
-
-
-def _own_heads(by_head: Tensor, rank: int, size: int) -> Tensor:
-    """Rank ``rank``'s heads of (A, ...), filled up with zeros to equally many on every rank."""
-    count = -(-by_head.shape[0] // size)
-    own = by_head[rank * count : (rank + 1) * count]
-    missing = count - own.shape[0]
-    return torch.cat([own, own.new_zeros(missing, *own.shape[1:])]) if missing else own

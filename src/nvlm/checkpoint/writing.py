@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from nvlm.checkpoint.tasks import Result, run_tasks
 AHEAD = 4  # files that may wait for the disk: bounds the dirty pages of slow disks
 
 # What is to be written: tensor-parallel rank, part, and how its tensors are made.
-Job = tuple[int, str, Callable[[], Mapping[str, Tensor]]]
+Job = tuple[int, str, Callable[[], Mapping[str, Tensor | Sequence[Tensor]]]]
 
 
 def write_files(
@@ -51,7 +51,9 @@ def write_parts(
 ) -> dict[str, FileEntry]:
     """Write the parts that ``jobs`` make into ``directory``; their manifest entries by path."""
 
-    def task(rank: int, part: str, tensors: Callable[[], Mapping[str, Tensor]]) -> _Task:
+    def task(
+        rank: int, part: str, tensors: Callable[[], Mapping[str, Tensor | Sequence[Tensor]]]
+    ) -> _Task:
         def run() -> tuple[Path, tuple[str, FileEntry]]:
             name, entry = write_part(directory, rank, part, tensors())
             return directory / name, (name, entry)
