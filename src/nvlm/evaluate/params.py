@@ -107,3 +107,12 @@ class RunParams:
             raise ValueError(f"retries: at least 0, not {self.retries}")
         if self.timeout <= 0:
             raise ValueError(f"timeout: above 0, not {self.timeout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationParams:
+    """The whole section ``eval``."""
+
+    generate: GenerateParams
+    run: RunParams
+    tasks: dict[str, TaskParams]
