@@ -1,5 +1,7 @@
 """What a stage script is made of: itself and the modules of src/nvlm that it imports.
 
+A package that is imported whole is named by its directory.
+
 Run with: python -m tests.pipeline.closure src/train.py (prints the lines for dvc.yaml)
 """
 
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path("src")
+LIBRARY = SOURCE / "nvlm"
 
 
 def import_closure(script: Path) -> list[str]:
@@ -27,6 +30,30 @@ def import_closure(script: Path) -> list[str]:
         found.add(path)
         queue.extend(_imports(path))
     return sorted(str(path) for path in found)
+
+
+def collapsed(closure: list[str]) -> list[str]:
+    """``closure`` with each directory in place of its files that is in it whole.
+
+    DVC reads and writes all of dvc.lock at every stage: fewer lines are faster.
+    """
+    files = set(closure)
+    whole = {
+        directory
+        for directory in {parent for file in closure for parent in Path(file).parents}
+        if directory.is_relative_to(LIBRARY)
+        and directory != LIBRARY
+        and _modules(directory) <= files
+    }
+    return sorted({_topmost(Path(file), whole) for file in closure})
+
+
+def _modules(directory: Path) -> set[str]:
+    return {str(path) for path in directory.rglob("*.py") if path.name != "__init__.py"}
+
+
+def _topmost(file: Path, whole: set[Path]) -> str:
+    return str(next((parent for parent in reversed(file.parents) if parent in whole), file))
 
 
 def _imports(path: Path) -> list[Path]:
@@ -56,5 +83,5 @@ def _executed(node: ast.AST) -> list[ast.AST]:
 
 
 if __name__ == "__main__":
-    for line in import_closure(Path(sys.argv[1])):
+    for line in collapsed(import_closure(Path(sys.argv[1]))):
         print(f"      - {line}")

@@ -1,0 +1,185 @@
+"""Which stages a parameter reruns: a table, held against what DVC really runs.
+
+DVC runs the real graph, with its real dependencies, on real changes of conf/; only the commands
+are replaced by one that writes a digest of what the stage depends on.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from compose_params import composed
+
+STUB = """
+import hashlib, json, pathlib, sys
+outs, deps, keys, shown = parts = [], [], [], []
+for argument in sys.argv[1:]:
+    if argument == "+":
+        parts = parts[1:]
+    else:
+        parts[0].append(argument)
+digest = hashlib.sha256()
+for dep in deps:
+    path = pathlib.Path(dep)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+for key in keys:
+    value = json.loads(pathlib.Path("params.json").read_text())
+    for name in key.split("."):
+        value = value[name]
+    digest.update(repr(value).encode())
+for out in map(pathlib.Path, outs):
+    file = out if out.suffix else out / "digest"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(digest.hexdigest())
+"""
+
+# Two of the tasks stand for all: they share a block.
+BASE = ["~data.eval.captioning", "~data.eval.TextVQA"]
+TASKS = ("VQAv2", "MMMU")
+BRANCHES = ("34b", "72b")
+
+
+def scored(*branches, models=("sft", "pretrained"), tasks=TASKS, verbs=("generate", "score")):
+    names = {"sft": "", "pretrained": "pretrained_"}
+    return {
+        f"{verb}_{names[model]}{branch}@{task}"
+        for verb in verbs
+        for model in models
+        for branch in branches
+        for task in tasks
+    }
+
+
+def after_sft(branch):
+    merge = {"merge_pp_72b"} if branch == "72b" else set()
+    return {f"sft_{branch}", *merge} | scored(branch, models=["sft"])
+
+
+def after_pretraining(branch):
+    split = {"split_pp_72b"} if branch == "72b" else set()
+    own = {f"pretrain_{branch}", *split} | scored(branch, models=["pretrained"])
+    return own | after_sft(branch)
+
+
+def after_combining(branch):
+    return {f"combine_{branch}"} | after_pretraining(branch)
+
+
+def after_converting(half):
+    branches = BRANCHES if half == "vision" else [half.removeprefix("lm_")]
+    return {f"convert_{half}"}.union(*(after_combining(branch) for branch in branches))
+
+
+# Override of a parameter, and the stages that it reruns.
+AFFECTED = [
+    ("environment.memory_gib=3", {"environment"}),
+    ("train.sft_72b.lr=5e-4", after_sft("72b")),
+    ("train.sft_34b.steps=7", after_sft("34b")),
+    ("train.pretrain_34b.clip_grad=1", after_pretraining("34b")),
+    ("train.pretrain_72b.data.blend.digit_text=0.25", after_pretraining("72b")),
+    (
+        "train.sft_72b.grid.pipeline=4",
+        {"split_pp_72b"} | after_sft("72b"),
+    ),
+    (
+        "data.pretrain.digit_text.samples=100",
+        {"prepare_pretrain@digit_text"} | after_pretraining("34b") | after_pretraining("72b"),
+    ),
+    (
+        "data.sft.easy_vqa.seed=99",
+        {"prepare_sft@easy_vqa"} | after_sft("34b") | after_sft("72b"),
+    ),
+    (
+        "data.eval.VQAv2.limit=10",
+        {"prepare_eval@VQAv2"} | scored(*BRANCHES, tasks=["VQAv2"]),
+    ),
+    ("eval.tasks.VQAv2.ask.max_new_tokens=3", scored(*BRANCHES, tasks=["VQAv2"])),
+    ("eval.tasks.MMMU.metric=vqa", scored(*BRANCHES, tasks=["MMMU"], verbs=["score"])),
+    ("model.projector.seed=5", after_combining("34b") | after_combining("72b")),
+    ("model.lm_72b.make_vocabulary_divisible_by=64", after_converting("lm_72b")),
+    ("model.vision.revision=other", {"download_vision"} | after_converting("vision")),
+    (
+        "standin.lm_34b.training.seed=9",
+        {"standin_lm_34b", "download_lm_34b"} | after_converting("lm_34b"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """A copy of the project whose commands are stubs, reproduced once; and a copy of the result."""
+    root = tmp_path_factory.mktemp("graph") / "project"
+    for name in ("conf", "src", "stages"):
+        shutil.copytree(name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())
+    for stage in stages["stages"].values():
+        block = stage.get("do", stage)
+        block["cmd"] = stub_command(block)
+    (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    (root / "stub.py").write_text(STUB)
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        Repo.init(no_scm=True).close()
+        write_params([])
+        assert len(reproduce()) > 40
+        shutil.copytree(root, root.parent / "reproduced")
+        yield root
+    finally:
+        os.chdir(before)
+
+
+def write_params(overrides):
+    text = composed([*BASE, *overrides])
+    Path("params.yaml").write_text(text)
+    Path("params.json").write_text(json.dumps(yaml.safe_load(text)))
+
+
+def reproduce():
+    with Repo() as repo:
+        return {stage.addressing for stage in repo.reproduce()}
+
+
+def stub_command(block):
+    if "src/environment.py" in block["cmd"]:
+        return block["cmd"]  # its output does not depend on what it was asked for
+    outs = [
+        next(iter(out)) if isinstance(out, dict) else out
+        for out in [*block.get("outs", []), *block.get("metrics", [])]
+    ]
+    keys = block.get("params", [])
+    # What a stage reads of its own command line is part of it too.
+    numbers = re.findall(r"\$\{(train[^}]*)\}", block["cmd"])
+    shown = [f"${{{number}}}" for number in numbers]
+    words = ["python -S stub.py", *outs, "+", *block["deps"], "+", *keys, *numbers, "+", *shown]
+    return " ".join(words)
+
+
+def test_nothing_changed_runs_nothing(graph):
+    assert reproduce() == set()
+
+
+@pytest.mark.parametrize(("override", "expected"), AFFECTED, ids=[row[0] for row in AFFECTED])
+def test_a_parameter_reruns_what_depends_on_it_and_nothing_else(graph, override, expected):
+    write_params([override])
+    try:
+        assert reproduce() == expected
+    finally:
+        for name in ("dvc.lock", "data", "checkpoints", "metrics", "plots"):
+            replace(graph.parent / "reproduced" / name, graph / name)
+
+
+def replace(original, copy):
+    if original.is_dir():
+        shutil.rmtree(copy)
+        shutil.copytree(original, copy)
+    else:
+        shutil.copy2(original, copy)
