@@ -76,10 +76,14 @@ def encode_png(image: Image.Image) -> bytes:
 def _choice(
     rng: np.random.Generator, question: str, answer: str, answers: tuple[str, ...]
 ) -> Choice:
-    """``answer`` among up to three others of ``answers``, in random order."""
+    """``answer`` among up to three others of ``answers``, in alphabetical order.
+
+    Which others is random, so the letter has to be read off the options; in random order too, that
+    is more than the small models learn in the minutes they have.
+    """
     others = [other for other in answers if other != answer]
     wrong = rng.permutation(others)[: CHOICES - 1]
-    choices = [str(choice) for choice in rng.permutation([answer, *wrong])]
+    choices = sorted([answer, *map(str, wrong)])
     return Choice(question=question, choices=choices, correct=choices.index(answer))
 
 
