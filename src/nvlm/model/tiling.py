@@ -8,6 +8,7 @@ Decoding JPEG at a reduced size is faster still, but differs by tens of levels: 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -64,14 +65,14 @@ def tile_image(image: Image.Image, image_size: int, tiling: Tiling) -> NDArray[n
     """
     columns, rows = tile_grid(*image.size, image_size, tiling.max_tiles)
     pixels = _resize(image, columns * image_size, rows * image_size)
-    tiles = (
-        pixels.reshape(rows, image_size, columns, image_size, 3)
-        .swapaxes(1, 2)
-        .reshape(columns * rows, image_size, image_size, 3)
-    )
-    if tiling.thumbnail and columns * rows > 1:
-        tiles = np.concatenate([tiles, _resize(image, image_size, image_size)[None]])
-    return np.ascontiguousarray(tiles)
+    count = tile_count(*image.size, image_size, tiling)
+    tiles = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
+    # Lines of a tile are copied whole, channels and all.
+    lines = pixels.reshape(rows, image_size, columns, image_size * 3).swapaxes(1, 2)
+    tiles[: columns * rows].reshape(rows, columns, image_size, image_size * 3)[:] = lines
+    if count > columns * rows:
+        tiles[-1] = _resize(image, image_size, image_size)
+    return tiles
 
 
 def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
@@ -92,10 +93,11 @@ def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     between = (image.width, height) if columns_first else (width, image.height)
     reduction = image.width / width if columns_first else image.height / height
     if reduction < BOTH_PASSES_REDUCTION:
-        pixels = np.array(image.resize(between, Image.Resampling.BICUBIC))
-    else:
-        pixels = _torch_resize(np.array(image), *between)
-    return _torch_resize(pixels, width, height)
+        image = image.resize(between, Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return _torch_resize(
+        _torch_resize(pixels, *between) if columns_first else pixels, width, height
+    )
 
 
 def _torch_resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -103,8 +105,12 @@ def _torch_resize(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray
     # Scoring reads this package without ever tiling an image, and starts faster without torch.
     import torch
 
+    with warnings.catch_warnings():
+        # That Pillow's pixels cannot be written to; nothing writes to them.
+        warnings.simplefilter("ignore", UserWarning)
+        read = torch.from_numpy(pixels)
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
+        read.permute(2, 0, 1)[None],
         size=(height, width),
         mode="bicubic",
         antialias=True,
