@@ -102,7 +102,8 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
             self._skip(f"the image of {sample.__key__} cannot be decoded: {error}")
         self._consecutive_skipped = 0
         side = self.vision.image_size
-        joined = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), dtype=np.uint8)
+        none = np.zeros((0, side, side, 3), dtype=np.uint8)
+        joined = tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles])
         row = [EncodedSample(conversation=encoded, tiles=joined)]
         return Row.derive_from(sample, samples=row)
 

@@ -66,13 +66,14 @@ def tile_image(image: Image.Image, image_size: int, tiling: Tiling) -> NDArray[n
     columns, rows = tile_grid(*image.size, image_size, tiling.max_tiles)
     pixels = _resize(image, columns * image_size, rows * image_size)
     count = tile_count(*image.size, image_size, tiling)
-    tiles = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
-    # Lines of a tile are copied whole, channels and all.
-    lines = pixels.reshape(rows, image_size, columns, image_size * 3).swapaxes(1, 2)
-    tiles[: columns * rows].reshape(rows, columns, image_size, image_size * 3)[:] = lines
+    # Channel by channel, as PyTorch resizes and the model reads; only the view has them last.
+    tiles = np.empty((count, 3, image_size, image_size), dtype=np.uint8)
+    planes = pixels.transpose(2, 0, 1).reshape(3, rows, image_size, columns, image_size)
+    grid = tiles[: columns * rows].reshape(rows, columns, 3, image_size, image_size)
+    grid[:] = planes.transpose(1, 3, 0, 2, 4)
     if count > columns * rows:
-        tiles[-1] = _resize(image, image_size, image_size)
-    return tiles
+        tiles[-1] = _resize(image, image_size, image_size).transpose(2, 0, 1)
+    return tiles.transpose(0, 2, 3, 1)
 
 
 def _resize(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
