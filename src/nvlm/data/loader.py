@@ -5,6 +5,8 @@ Energon is imported where a loader is built, since the parameters alone are read
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +97,19 @@ def build_loader(
         packing_buffer_size=PACKING_BUFFER if params.packing else None,
     )
     return get_savable_loader(stream, watchdog_timeout_seconds=None)
+
+
+def blend_text(root: Path, params: LoaderParams, directory: Path) -> str:
+    """The blend as the YAML file of an Energon metadataset that is to lie in ``directory``.
+
+    Megatron's own loader takes such a file where it takes a dataset.
+    """
+    lines = ["__module__: megatron.energon", "__class__: MetadatasetV2"]
+    lines += ["splits:", "  train:", "    blend:"]
+    for name, weight in sorted(params.blend.items()):
+        path = os.path.relpath(root / name, directory)
+        lines.append(f"      - {{weight: {weight}, path: {json.dumps(path)}}}")
+    return "\n".join(lines) + "\n"
 
 
 def _blend(root: Path, params: LoaderParams) -> Any:
