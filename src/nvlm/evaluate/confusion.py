@@ -10,6 +10,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
@@ -45,5 +46,6 @@ def _commonest(question: Question) -> str:
     return counted.most_common(1)[0][0]
 
 
+@lru_cache(maxsize=1 << 16)
 def _short(text: str) -> str:
     return " ".join(text.lower().split())[:LONGEST]

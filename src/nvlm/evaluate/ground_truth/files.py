@@ -91,7 +91,9 @@ def answers(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _is_answer(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    if isinstance(value, str):
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Images:

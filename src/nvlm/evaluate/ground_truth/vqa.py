@@ -91,7 +91,7 @@ def _read(
 
 def _answer_type(references: Sequence[str]) -> str:
     """VQAv2's three kinds of answer."""
-    commonest = Counter(answer.strip().lower() for answer in references).most_common(1)[0][0]
+    commonest = Counter(references).most_common(1)[0][0].strip().lower()
     if commonest in ("yes", "no"):
         return "yes/no"
     return "number" if commonest.replace(".", "", 1).isdecimal() else "other"

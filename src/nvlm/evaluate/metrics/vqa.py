@@ -78,9 +78,8 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict
     verdicts = []
     for question, answer in zip(questions, answers, strict=True):
         read = normalise(answer)
-        golds = [normalise(gold) for gold in question.references]
-        official = normalise(_one_line(answer))
-        official_golds = [normalise(_one_line(gold)) for gold in question.references]
+        official = normalise_one_line(answer)
+        golds, official_golds = _golds(question.references)
         verdicts.append(
             Verdict(
                 score=recipe_accuracy(read, golds),
@@ -101,9 +100,17 @@ def best_constant(questions: Sequence[Question]) -> str:
     return max(worth, key=lambda answer: worth[answer])
 
 
-def _one_line(text: str) -> str:
-    """What the official program does first, and the recipe doesn't."""
-    return text.replace("\n", " ").replace("\t", " ").strip()
+@lru_cache(maxsize=1 << 18)
+def normalise_one_line(text: str) -> str:
+    """As the official program does: line breaks and tabs become spaces first."""
+    return normalise(text.replace("\n", " ").replace("\t", " ").strip())
+
+
+# A report scores the answers and the best constant against the same references.
+@lru_cache(maxsize=1 << 18)
+def _golds(references: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The references, normalised as the recipe and as the official program do."""
+    return list(map(normalise, references)), list(map(normalise_one_line, references))
 
 
 def _restored() -> dict[str, str]:
