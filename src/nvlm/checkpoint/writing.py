@@ -1,15 +1,14 @@
-"""Many files at a time: workers compute, hash and write them while one more thread flushes.
+"""Many files at a time: two workers compute, hash and write them.
 
-A file's fsync starts when the file is written: the disk works while the next files are computed,
-and the flush before a checkpoint is published finds little left to do.
+The disk begins with a file when it is written, and works while the next ones are computed: the one
+pass of fsync before a checkpoint is published finds little left to do.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -18,8 +17,6 @@ from tqdm import tqdm
 from nvlm.checkpoint.files import FileEntry, write_part
 from nvlm.checkpoint.tasks import Result, run_tasks
 
-AHEAD = 4  # files that may wait for the disk: bounds the dirty pages of slow disks
-
 # What is to be written: tensor-parallel rank, part, and how its tensors are made.
 Job = tuple[int, str, Callable[[], Mapping[str, Tensor | Sequence[Tensor]]]]
 
@@ -27,23 +24,14 @@ Job = tuple[int, str, Callable[[], Mapping[str, Tensor | Sequence[Tensor]]]]
 def write_files(
     tasks: Iterable[Callable[[], tuple[Path, Result]]], total: int, description: str
 ) -> Iterator[Result]:
-    """Run ``tasks``, each of which writes the file that it returns; flush every file to disk.
+    """Run ``tasks``, each of which writes the file that it returns.
 
     Yields their other results in order. Shows progress against ``total`` bytes.
     """
-    flushing: deque[Future[None]] = deque()
-    with (
-        tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=None) as progress,
-        ThreadPoolExecutor(1) as flusher,
-    ):
-        for path, result in run_tasks(tasks):
-            flushing.append(flusher.submit(_flush, path))
-            if len(flushing) > AHEAD:
-                flushing.popleft().result()
+    with tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=None) as progress:
+        for path, result in run_tasks(partial(_write, task) for task in tasks):
             progress.update(path.stat().st_size)
             yield result
-        for flushed in flushing:
-            flushed.result()
 
 
 def write_parts(
@@ -67,9 +55,13 @@ def write_parts(
 _Task = Callable[[], tuple[Path, tuple[str, FileEntry]]]
 
 
-def _flush(path: Path) -> None:
+def _write(task: Callable[[], tuple[Path, Result]]) -> tuple[Path, Result]:
+    path, result = task()
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        # Linux begins to write dirty pages out when told that they won't be needed. (An fsync here
+        # would wait for a commit of the file system's journal, file by file.)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+    return path, result
