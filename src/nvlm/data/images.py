@@ -86,7 +86,7 @@ def _check_jpeg(data: bytes) -> None:
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == _START_OF_SCAN:
-            if data.find(_END_OF_IMAGE, at) >= 0:
+            if data.rfind(_END_OF_IMAGE, at) >= 0:  # backwards: it is near the end
                 return
             break
     raise BadRecordError("the JPEG file is truncated")

@@ -22,6 +22,7 @@ from nvlm.data.images import EXTENSIONS, storable
 from nvlm.data.records import BadRecord, BadRecordError, Content, Dialogue, Record
 from nvlm.errors import UserError
 
+COPY_BYTES = 2**20  # written at once
 _NAMESPACE = uuid.UUID("6f1b3c1e-58a1-5d0e-9d0f-3a5a2f0c7a61")
 
 # What Energon runs to make a sample of a stored dialogue. A field map cannot name a list of images.
@@ -64,7 +65,9 @@ def write_shard(
     partial = path.with_suffix(".partial")
     samples, skipped = 0, []
     with _DigestingFile(partial, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.TarFile(
+            fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES
+        ) as tar:
             for place, entry in enumerate(entries, start=first):
                 try:
                     _add_sample(tar, f"{place:09d}", entry)
