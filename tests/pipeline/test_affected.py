@@ -122,6 +122,8 @@ def graph(tmp_path_factory):
     stages = yaml.safe_load(Path("dvc.yaml").read_text())
     for stage in stages["stages"].values():
         block = stage.get("do", stage)
+        # What a stage depends on in src/ has a test of its own; fewer lines are faster.
+        block["deps"] = [dep for dep in block["deps"] if not dep.startswith("src/")]
         block["cmd"] = stub_command(block)
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
     (root / "stub.py").write_text(STUB)

@@ -19,9 +19,13 @@ BRANCHES = ("34b", "72b")
 TASKS = ("captioning", "TextVQA", "VQAv2", "MMMU")
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
+
+
 def dvc(*arguments: str) -> str:
     """Run dvc; its output."""
-    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
+    done = run(*arguments)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -100,7 +104,7 @@ def test_the_full_scale_is_listed_and_planned():
         assert {"sft_72b", "prepare_pretrain@laion_115m", "prepare_sft@clevr_math"} <= set(stages)
         assert "src/train.py --params train.sft_72b" in dvc("repro", "--dry", "--force")
         assert "src/environment.py" in dvc("repro", "--dry")
-        failed = subprocess.run(["dvc", "repro", "environment"], capture_output=True, text=True)
+        failed = run("repro", "environment")
         assert failed.returncode != 0
         assert "scale=full needs" in failed.stderr and "GPUs 8 (here 0)" in failed.stderr
     finally:
