@@ -1,6 +1,7 @@
 """Answers against a plain loop over one unpadded question at a time, without a cache."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,33 @@ def test_a_truncated_image_is_named(tmp_path: Path):
     question = Question(id=1, images=(path,), text="?", references=("a",))
     with pytest.raises(UserError, match=r"x\.png can't be decoded"):
         small_prompter(tmp_path, MAX_NEW).encode(question)
+
+
+def test_a_blank_image_is_grey_and_as_large(tmp_path: Path):
+    Image.effect_noise((96, 24), 90).save(tmp_path / "x.png")
+    question = Question(id=1, images=(tmp_path / "x.png",), text="?", references=("a",))
+    prompter = small_prompter(tmp_path, MAX_NEW)
+    shown = prompter.encode(question)
+    prompter.blank = True
+    blank = prompter.encode(question)
+    assert blank.tiles.shape == shown.tiles.shape
+    assert len(np.unique(shown.tiles)) > 1
+    assert np.unique(blank.tiles).tolist() == [128]
+    assert blank.conversation.input_ids.tolist() == shown.conversation.input_ids.tolist()
+
+
+def test_several_images_share_the_tiles_of_one(tmp_path: Path):
+    Image.new("RGB", (24 * 6, 24)).save(tmp_path / "wide.png")
+    text = "Is <image 1> as wide as <image 2>?"
+    images = (tmp_path / "wide.png",) * 2
+    question = Question(id=1, images=images, text=text, references=("a",))
+    prompter = small_prompter(tmp_path, MAX_NEW)
+    assert prompter.grids(question) == ((6, 1),)
+    prompter.ask = dataclasses.replace(prompter.ask, images="all")
+    assert prompter.grids(question) == ((3, 1), (3, 1))
+    sample = prompter.encode(question)
+    assert len(sample.tiles) == 2 * (3 + 1)  # with thumbnails
+    assert prompter.length(question) == len(sample)
 
 
 def test_lengths_are_known_before_images_are_decoded(tmp_path: Path):

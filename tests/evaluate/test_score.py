@@ -30,7 +30,11 @@ eval:
 
 
 def run_score(
-    directory: Path, task: str, make: Callable[[Path], Path], answers: Mapping[Any, str]
+    directory: Path,
+    task: str,
+    make: Callable[[Path], Path],
+    answers: Mapping[Any, str],
+    *options: str,
 ) -> subprocess.CompletedProcess[str]:
     (directory / "params.yaml").write_text(PARAMS)
     make(directory / "data" / task)
@@ -41,7 +45,7 @@ def run_score(
     # A torch that can't be imported: scoring must not need it.
     (directory / "torch.py").write_text("raise ImportError('scoring imports torch')")
     return subprocess.run(
-        [sys.executable, ROOT / "src/score.py", *arguments],
+        [sys.executable, ROOT / "src/score.py", *arguments, *options],
         cwd=directory,
         env=os.environ | {"PYTHONPATH": f"{directory}:{ROOT / 'src'}"},
         capture_output=True,
@@ -74,6 +78,18 @@ def test_vqav2(tmp_path: Path):
     }
     # The constant "no" in the two yes/no questions.
     assert by_category["yes/no"]["majority"] == 0.666667
+
+
+def test_answers_to_blank_images_are_a_baseline(tmp_path: Path):
+    lines = [json.dumps({"question_id": key, "answer": "no"}) for key in (1, 2, 3, 4)]
+    (tmp_path / "blank.jsonl").write_text("\n".join(lines))
+    answers = dict.fromkeys((1, 2, 3, 4), "yes")
+    options = ("--blank", "blank.jsonl", "--confusion", "pairs.csv")
+    result = run_score(tmp_path, "VQAv2", fixtures.vqav2, answers, *options)
+    assert result.returncode == 0, result.stderr
+    scores = scores_of(tmp_path, "VQAv2")
+    assert (scores["score"], scores["blank"]) == (0.25, 0.333333)
+    assert (tmp_path / "pairs.csv").read_text().splitlines()[1] == "yes,yes"
 
 
 def test_mmmu(tmp_path: Path):

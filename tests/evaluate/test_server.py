@@ -176,6 +176,15 @@ def test_an_empty_answer_is_an_answer(tmp_path: Path):
         assert ask(url, questions(tmp_path, 1))[0].text == ""
 
 
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path):
+    async def reply(_: dict[str, Any]) -> web.Response:
+        text = '{"choices": [{"message": {"content": "a\\ud83d"}}]}'
+        return web.Response(text=text, content_type="application/json")
+
+    with server(reply) as url:
+        assert ask(url, questions(tmp_path, 1))[0].text == "a?"
+
+
 def test_no_server_is_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match="models failed 3 times, last with Cannot connect"):
         ask("http://127.0.0.1:9/v1", questions(tmp_path, 1))

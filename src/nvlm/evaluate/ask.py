@@ -29,7 +29,9 @@ def conversation(question: Question, ask: AskParams) -> Conversation:
 def prompt(question: Question, ask: AskParams) -> str:
     """The text beside the image; with ``ask.images`` "all" it says ``<image>`` where one belongs.
 
-    A question that spells ``<image>`` itself asks for no image: there the tag is taken out.
+    With "first" tags such as ``<image 1>`` are taken out. The recipe does so too, but puts words
+    such as "the image" in place of some, by fourteen rules on their neighbours. A question that
+    spells ``<image>`` itself asks for no image: that is taken out as well.
     """
     template = ask.prompt if question.choices or not ask.open_prompt else ask.open_prompt
     whole = ask.images == "all"

@@ -115,7 +115,8 @@ class _Client:
             content = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"{self._url}: a reply has no choices[0].message.content") from error
-        return str(content or "").strip()
+        # JSON can hold half a surrogate pair, a file of answers can't.
+        return str(content or "").encode(errors="replace").decode().strip()
 
     def _body(self, model: str, question: Question) -> dict[str, Any]:
         paths = iter(images(question, self._ask))
