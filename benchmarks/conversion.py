@@ -63,6 +63,7 @@ class Run:
     """A process that has ended."""
 
     seconds: float
+    cpu: float  # seconds of all threads, the kernel's for them included
     peak: int  # bytes resident
 
 
@@ -90,7 +91,11 @@ def measured(command: Sequence[str]) -> Run:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")
-    return Run(seconds=time.perf_counter() - start, peak=usage.ru_maxrss * 1024)
+    return Run(
+        seconds=time.perf_counter() - start,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak=usage.ru_maxrss * 1024,
+    )
 
 
 def nvlm(*words: str | Path) -> Run:
@@ -232,26 +237,36 @@ def layout_change(directory: Path, layers: int) -> None:
 
 
 def speed(directory: Path, layers: int, repeats: int) -> None:
-    """cp, cp and flush, convert: in turn."""
+    """cp, the same with its flush, and a conversion (which flushes): in turn.
+
+    CPU seconds stand beside the rates, because these depend on what else the machine does.
+    """
     model = directory / f"qwen2_{layers}"
-    size, rates = total_bytes(model), dict[str, list[float]]()
+    size = total_bytes(model)
+    rates, cpu = dict[str, list[float]](), dict[str, list[float]]()
     copy, out = directory / "copy", directory / "converted"
     for _ in range(repeats):
-        start = measured(["cp", "-r", str(model), str(copy)]).seconds
-        flush = measured(["sync", *(str(path) for path in copy.iterdir())]).seconds
+        copied = measured(["cp", "-r", str(model), str(copy)])
+        flushed = measured(["sync", *(str(path) for path in copy.iterdir())])
         shutil.rmtree(copy)
         os.sync()
-        rates.setdefault("cp", []).append(size / start)
-        rates.setdefault("cp and sync", []).append(size / (start + flush))
-        rates.setdefault("convert-language", []).append(size / convert(model, out).seconds)
+        converted = convert(model, out)
         shutil.rmtree(out)
         os.sync()
+        for name, seconds, used in (
+            ("cp", copied.seconds, copied.cpu),
+            ("cp and sync", copied.seconds + flushed.seconds, copied.cpu + flushed.cpu),
+            ("convert-language", converted.seconds, converted.cpu),
+        ):
+            rates.setdefault(name, []).append(size / seconds)
+            cpu.setdefault(name, []).append(used)
         print({name: f"{values[-1] / 1e6:.0f} MB/s" for name, values in rates.items()}, flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in medians.items():
         print(
             f"| {name}, {size / 1e9:.1f} GB, median of {repeats} | {rate / 1e6:.0f} MB/s, "
-            f"{rate / medians['cp']:.2f} of cp, {rate / medians['cp and sync']:.2f} of both |"
+            f"{rate / medians['cp']:.2f} of cp, {rate / medians['cp and sync']:.2f} of cp and "
+            f"sync; {statistics.median(cpu[name]):.1f} s of CPU |"
         )
 
 
