@@ -39,7 +39,7 @@ class EncodedConversation:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Load ``tokenizer.json`` and its configuration from ``directory``: no network, no code."""
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json: run the stage that makes it again")
