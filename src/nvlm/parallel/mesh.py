@@ -117,6 +117,7 @@ def parallel_mesh(grid: GridParams) -> Iterator[Mesh]:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        torch.set_flush_denormal(True)  # attention of a trained model has many, ten times slower
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
