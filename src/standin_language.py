@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     arguments = parser.parse_args()
 
-    from nvlm.standin.language import (  # noqa: PLC0415
+    from nvlm.standin.language import (
         LanguageStandin,
         learn_tokenizer,
         train_language,

@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     arguments = parser.parse_args()
 
-    from nvlm.standin.vision import VisionStandin, train_vision  # noqa: PLC0415
-    from nvlm.standin.vision_layout import write_vision  # noqa: PLC0415
+    from nvlm.standin.vision import VisionStandin, train_vision
+    from nvlm.standin.vision_layout import write_vision
 
     params = load_params(arguments.params, VisionStandin)
     with atomic_directory(arguments.out) as directory:

@@ -148,7 +148,7 @@ def test_images_share_one_numbering_and_lose_tiles_together(tokenizer, architect
     whole, tiling = fitted(encoder, PICTURES, TURNS)
     assert tiling.max_tiles == 6
     assert (whole.visual_index >= 0).sum() == 4 * (3 + 1 + 4)
-    lengths = {}
+    lengths: dict[int, int] = {}
     for length in range(len(whole), 200, -1):
         encoder = NVLMEncoder(params(sequence_length=length), tokenizer, architecture)
         try:

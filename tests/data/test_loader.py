@@ -134,7 +134,7 @@ def test_samples_are_what_was_stored(build, datasets, tokenizer, architecture):
     expected = set()
     for shard in sorted((datasets / "captions").glob("*.tar")):
         with tarfile.open(shard) as tar:
-            parts = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+            parts = {name: tar.extractfile(name).read() for name in tar.getnames()}
         for name in (name for name in parts if name.endswith(".json")):
             encoded = encode_conversation(
                 [

@@ -102,10 +102,10 @@ def test_generation_is_the_argmax_of_the_full_forward_and_ignores_padding(model)
         **batch, features=encoded, tiles_per_row=counts, max_new_tokens=4, stop_ids=[49]
     )
     start = 0
-    for row, (ids, visual, count) in enumerate(prompts):
+    for row, (prompt, places, count) in enumerate(prompts):
         features = model.encode_tiles(tiles[start : start + count]).flatten(0, 1)[None]
         start += count
-        ids, visual = list(ids), list(visual)
+        ids, visual = list(prompt), list(places)
         for token in answer[row].tolist():
             with torch.no_grad():
                 logits = model(

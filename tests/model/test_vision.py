@@ -35,7 +35,7 @@ def test_the_6b_tower_has_exactly_the_published_parameters():
 
 def test_pixel_shuffle_equals_internvl():
     grid = torch.randn(3, 8, 8, 5)
-    expected = InternVLModel.pixel_shuffle(None, grid, scale_factor=0.5)  # type: ignore[arg-type]
+    expected = InternVLModel.pixel_shuffle(None, grid, scale_factor=0.5)
     assert torch.equal(pixel_shuffle(grid.flatten(1, 2)), expected.flatten(1, 2))
 
 

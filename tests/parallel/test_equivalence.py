@@ -33,7 +33,7 @@ def transformers_logits(directory):
     with torch.no_grad():
         hidden = tower((batch.tiles / 255 - mean) / std).last_hidden_state[:, 1:]
         grid = hidden.view(-1, 4, 4, hidden.shape[-1])
-        visual = InternVLModel.pixel_shuffle(None, grid, scale_factor=0.5)  # type: ignore[arg-type]
+        visual = InternVLModel.pixel_shuffle(None, grid, scale_factor=0.5)
         visual = visual.flatten(1, 2)
         normed = torch.nn.functional.layer_norm(
             visual,

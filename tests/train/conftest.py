@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.data.prepare import DatasetParams, prepare_dataset
+from nvlm.data.datasets import DatasetParams
+from nvlm.data.prepare import prepare_dataset
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,10 @@ def build_loader(
         shuffle_buffer_size=params.shuffle_buffer,
         packing_buffer_size=PACKING_BUFFER if params.packing else None,
     )
-    return get_savable_loader(stream, watchdog_timeout_seconds=None)
+    with warnings.catch_warnings():
+        # Energon always asks for pinned memory, and PyTorch says that there is none on a CPU.
+        warnings.filterwarnings("ignore", message=".*pin_memory")
+        return get_savable_loader(stream, watchdog_timeout_seconds=None)
 
 
 def blend_text(root: Path, params: LoaderParams, directory: Path) -> str:

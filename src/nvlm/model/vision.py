@@ -36,7 +36,6 @@ def build_tower(architecture: VisionArchitecture) -> InternVLVisionModel:
             attention_bias=False,
             use_qk_norm=True,
             use_mean_pooling=True,
-            attn_implementation="sdpa",
         )
     )
 

@@ -128,10 +128,9 @@ class Batches:
 
 def collate(dialogs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Pad to the longest, at the end: causal attention then needs no mask."""
-    ids, labels = zip(*dialogs, strict=True)
-    return pad_sequence(ids, batch_first=True), pad_sequence(
-        labels, batch_first=True, padding_value=IGNORED
-    )
+    ids = pad_sequence([ids for ids, _ in dialogs], batch_first=True)
+    labels = pad_sequence([labels for _, labels in dialogs], True, padding_value=IGNORED)
+    return ids, labels
 
 
 def write_language(

@@ -124,13 +124,14 @@ def initialise(tower: InternVLVisionModel, architecture: VisionArchitecture) -> 
     mixing = torch.linalg.qr(torch.randn(architecture.hidden_size, len(filters)))[0]
     projection = tower.embeddings.patch_embeddings.projection
     projection.weight.copy_(0.3 * torch.einsum("hf,fcij->hcij", mixing, filters))
+    assert projection.bias is not None
     projection.bias.zero_()
     side = architecture.image_size // architecture.patch_size
     positions = sine_positions(side, architecture.hidden_size)
     tower.embeddings.position_embeddings[0, 1:] = 0.5 * positions
     for layer in tower.encoder.layer:
-        layer.lambda_1.fill_(1.0)
-        layer.lambda_2.fill_(1.0)
+        for name in ("lambda_1", "lambda_2"):
+            layer.get_parameter(name).fill_(1.0)
 
 
 def cosine_filters(patch_size: int) -> Tensor:
