@@ -1,7 +1,7 @@
 """Task 3: one training dataset, from its source to webdataset shards indexed by Energon.
 
 Run with: python src/prepare_dataset.py --params data.sft.easy_vqa \\
-              --out data/sft/easy_vqa --metrics metrics/data/sft/easy_vqa.json
+              --out data/sft/easy_vqa --metrics metrics/data/sft_easy_vqa.json
 """
 
 from __future__ import annotations
