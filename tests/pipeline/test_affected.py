@@ -36,7 +36,7 @@ for key in keys:
         value = value[name]
     digest.update(repr(value).encode())
 for out in map(pathlib.Path, outs):
-    file = out if out.suffix else out / "digest"
+    file = out if out.suffix else out / "checkpoint.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(digest.hexdigest())
 """
@@ -48,8 +48,9 @@ BRANCHES = ("34b", "72b")
 
 
 def scored(*branches, models=("sft", "pretrained"), tasks=TASKS, verbs=("generate", "score")):
+    """The stages that answer and score; the report is of all scores."""
     names = {"sft": "", "pretrained": "pretrained_"}
-    return {
+    return {"report"} | {
         f"{verb}_{names[model]}{branch}@{task}"
         for verb in verbs
         for model in models
@@ -60,22 +61,29 @@ def scored(*branches, models=("sft", "pretrained"), tasks=TASKS, verbs=("generat
 
 def after_sft(branch):
     merge = {"merge_pp_72b"} if branch == "72b" else set()
-    return {f"sft_{branch}", *merge} | scored(branch, models=["sft"])
+    exports = {f"export_megatron_{branch}", f"export_hf_{branch}"}
+    return {f"sft_{branch}"} | merge | exports | scored(branch, models=["sft"])
 
 
 def after_pretraining(branch):
     split = {"split_pp_72b"} if branch == "72b" else set()
-    own = {f"pretrain_{branch}", *split} | scored(branch, models=["pretrained"])
+    own = {f"pretrain_{branch}"} | split | scored(branch, models=["pretrained"])
     return own | after_sft(branch)
 
 
 def after_combining(branch):
-    return {f"combine_{branch}"} | after_pretraining(branch)
+    verified = {"verify_72b"} if branch == "72b" else set()
+    looked_at = {f"inspect_pretrain_{branch}", f"inspect_sft_{branch}"}
+    return {f"combine_{branch}"} | verified | looked_at | after_pretraining(branch)
 
 
 def after_converting(half):
     branches = BRANCHES if half == "vision" else [half.removeprefix("lm_")]
     return {f"convert_{half}"}.union(*(after_combining(branch) for branch in branches))
+
+
+def inspected(phase, *branches):
+    return {f"inspect_{phase}_{branch}" for branch in branches}
 
 
 # Override of a parameter, and the stages that it reruns.
@@ -84,18 +92,27 @@ AFFECTED = [
     ("train.sft_72b.lr=5e-4", after_sft("72b")),
     ("train.sft_34b.steps=7", after_sft("34b")),
     ("train.pretrain_34b.clip_grad=1", after_pretraining("34b")),
-    ("train.pretrain_72b.data.blend.digit_text=0.25", after_pretraining("72b")),
+    (
+        "train.pretrain_72b.data.blend.digit_text=0.25",
+        inspected("pretrain", "72b") | after_pretraining("72b"),
+    ),
     (
         "train.sft_72b.grid.pipeline=4",
         {"split_pp_72b"} | after_sft("72b"),
     ),
     (
         "data.pretrain.digit_text.samples=100",
-        {"prepare_pretrain@digit_text"} | after_pretraining("34b") | after_pretraining("72b"),
+        {"prepare_pretrain@digit_text"}
+        | inspected("pretrain", *BRANCHES)
+        | after_pretraining("34b")
+        | after_pretraining("72b"),
     ),
     (
         "data.sft.easy_vqa.seed=99",
-        {"prepare_sft@easy_vqa"} | after_sft("34b") | after_sft("72b"),
+        {"prepare_sft@easy_vqa"}
+        | inspected("sft", *BRANCHES)
+        | after_sft("34b")
+        | after_sft("72b"),
     ),
     (
         "data.eval.VQAv2.limit=10",
@@ -105,10 +122,10 @@ AFFECTED = [
     ("eval.tasks.MMMU.metric=vqa", scored(*BRANCHES, tasks=["MMMU"], verbs=["score"])),
     ("model.projector.seed=5", after_combining("34b") | after_combining("72b")),
     ("model.lm_72b.make_vocabulary_divisible_by=64", after_converting("lm_72b")),
-    ("model.vision.revision=other", {"download_vision"} | after_converting("vision")),
+    ("model.vision.revision=other", {"download_vision", "licences"} | after_converting("vision")),
     (
         "standin.lm_34b.training.seed=9",
-        {"standin_lm_34b", "download_lm_34b"} | after_converting("lm_34b"),
+        {"standin_lm_34b", "download_lm_34b", "licences"} | after_converting("lm_34b"),
     ),
 ]
 
