@@ -10,6 +10,7 @@ from nvlm.model.tokens import EncodedConversation
 
 def sample(ids, labels, visual, tiles):
     return EncodedSample(
+        key="sample",
         conversation=EncodedConversation(
             input_ids=np.array(ids), labels=np.array(labels), visual_index=np.array(visual)
         ),
@@ -44,7 +45,7 @@ def test_two_rows():
 
 def test_channels_come_first():
     tiles = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
-    encoded = EncodedSample(conversation=FIRST.conversation, tiles=tiles)
+    encoded = EncodedSample(key="sample", conversation=FIRST.conversation, tiles=tiles)
     assert collate([[encoded]], 4).tiles[0, 1].tolist() == [[1, 4], [7, 10]]
 
 

@@ -92,6 +92,7 @@ def test_batches_hold_neighbours_by_length_the_longest_first():
 def test_prompts_are_padded_on_the_left():
     samples = [
         EncodedSample(
+            key="sample",
             conversation=EncodedConversation(
                 input_ids=np.array(ids),
                 labels=np.full(len(ids), -100),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
-from nvlm.model.language import Stage, packed_causal_mask
+from nvlm.model.language import Stage, packed_mask
 from nvlm.model.nvlm import NVLM, features_by_row
 
 VISION = VisionArchitecture(
@@ -40,10 +40,11 @@ def model(request) -> NVLM:
     return NVLM(architecture, 64, Stage(first=0, last=2)).eval()
 
 
-def test_the_mask_is_causal_within_a_segment_and_closed_between():
-    mask = packed_causal_mask(torch.tensor([[1, 1, 2, 0]]))[0, 0]
+def test_the_mask_is_causal_within_a_segment_and_closed_between(model):
+    mask = packed_mask(torch.tensor([[1, 1, 2, 0]]), model.language_model)
+    assert mask is not None
     expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    assert torch.equal(mask, expected.bool())
+    assert torch.equal(mask[0, 0], expected.bool())
 
 
 def test_packed_samples_give_the_logits_they_give_alone(model):
@@ -54,13 +55,14 @@ def test_packed_samples_give_the_logits_they_give_alone(model):
 
     def run(ids, visual, segments, positions, features):
         with torch.no_grad():
-            return model(
+            hidden = model(
                 torch.tensor([ids]),
                 position_ids=torch.tensor([positions]),
                 segment_ids=torch.tensor([segments]),
                 visual_index=torch.tensor([visual]),
                 features=features.flatten(0, 1)[None],
-            )[0]
+            )
+            return model.language_model.lm_head(hidden)[0]
 
     alone = [
         run(first["ids"], first["visual"], [1] * 7, range(7), features[:1]),
@@ -108,13 +110,14 @@ def test_generation_is_the_argmax_of_the_full_forward_and_ignores_padding(model)
         ids, visual = list(prompt), list(places)
         for token in answer[row].tolist():
             with torch.no_grad():
-                logits = model(
+                hidden = model(
                     torch.tensor([ids]),
                     position_ids=torch.arange(len(ids))[None],
                     segment_ids=torch.ones(1, len(ids), dtype=torch.long),
                     visual_index=torch.tensor([visual]),
                     features=features,
-                )[0, -1, :50]
+                )
+                logits = model.language_model.lm_head(hidden)[0, -1, :50]
             assert token == logits.argmax().item()
             if token == 49:
                 break

@@ -73,6 +73,7 @@ def make_batch(rows: int, seed: int) -> Batch:
         visual_index=visual_index,
         tiles=randint(256, int(tiles_per_row.sum()), 3, 24, 24).to(torch.uint8),
         tiles_per_row=tiles_per_row,
+        keys=[[f"{row}.first", f"{row}.second"] for row in range(rows)],
     )
 
 
@@ -86,6 +87,7 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     return Batch(
         **{name: getattr(batch, name)[rows] for name in names},
         tiles=batch.tiles[first : first + tiles],
+        keys=batch.keys[rows],
     )
 
 
@@ -116,9 +118,17 @@ def train_params(grid: GridParams, trainable: list[str], steps: int) -> TrainPar
         betas=[0.9, 0.95],
         weight_decay=0.1,
         clip_grad=1.0,
+        stop_above_norm=1e4,
+        turn_weighting="token",
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
         dtype="float32",
+        attention="sdpa",
+        activation_checkpointing=False,
+        compile=False,
         seed=1,
         log_every=1,
+        tensorboard=False,
         snapshot_every=100,
     )
 
@@ -143,6 +153,8 @@ def write_logits(checkpoint: Path, grid: GridParams, out: Path) -> None:
                     segment_ids=batch.segment_ids,
                     **first,
                 )
+                if mesh.is_last:
+                    inputs = model.language_model.lm_head(inputs)
             elif stage < mesh.pipeline_rank:
                 language = model.architecture.language
                 assert language is not None

@@ -20,7 +20,7 @@ PADDING_SEGMENT = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Packed rows. All but ``tiles`` are int64."""
+    """Packed rows. All tensors but ``tiles`` are int64."""
 
     input_ids: Tensor  # (B, S)
     position_ids: Tensor  # (B, S), from 0 in each sample; 0 in padding
@@ -29,16 +29,20 @@ class Batch:
     visual_index: Tensor  # (B, S), position among the row's visual tokens, or TEXT
     tiles: Tensor  # (N, 3, H, W) uint8, row by row
     tiles_per_row: Tensor  # (B,)
+    keys: list[list[str]]  # of the samples in each row, to name them by
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value.to(device) for name, value in values.items() if name != "keys"}
+        return Batch(**tensors, keys=self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
     """One sample and its tiles."""
 
+    key: str  # names the sample
     conversation: EncodedConversation
     tiles: NDArray[np.uint8]  # (tiles, H, W, 3)
 
@@ -67,6 +71,7 @@ def collate(rows: Sequence[Sequence[EncodedSample]], length: int) -> Batch:
         tiles_per_row=torch.tensor(
             [sum(len(sample.tiles) for sample in samples) for samples in rows], dtype=torch.int64
         ),
+        keys=[[sample.key for sample in samples] for samples in rows],
     )
 
 

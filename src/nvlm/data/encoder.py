@@ -104,7 +104,7 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         side = self.vision.image_size
         none = np.zeros((0, side, side, 3), dtype=np.uint8)
         joined = tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles])
-        row = [EncodedSample(conversation=encoded, tiles=joined)]
+        row = [EncodedSample(key=sample.__key__, conversation=encoded, tiles=joined)]
         return Row.derive_from(sample, samples=row)
 
     def select_samples_to_pack(self, samples: list[Row]) -> list[list[Row]]:

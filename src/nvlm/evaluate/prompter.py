@@ -74,7 +74,9 @@ class Prompter:
         shown = images(question, self.ask)
         tiles = [self._tiles(question, path, self._tiling(len(shown))) for path in shown]
         encoded = self._encode(question, [len(of_image) for of_image in tiles])
-        return EncodedSample(conversation=encoded, tiles=np.concatenate(tiles))
+        return EncodedSample(
+            key=str(question.id), conversation=encoded, tiles=np.concatenate(tiles)
+        )
 
     def _tiles(self, question: Question, path: Path, tiling: Tiling) -> NDArray[np.uint8]:
         with _open_image(question, path) as image:

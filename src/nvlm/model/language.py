@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from nvlm.checkpoint.architecture import LanguageArchitecture
 
+FLASH_ATTENTION = "flash_attention_2"  # transformers' name; "sdpa" is PyTorch's own
 Decoder = LlamaForCausalLM | Qwen2ForCausalLM
 CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -67,12 +68,16 @@ def reset_rotary(decoder: Decoder, device: torch.device) -> None:
     decoder.model.rotary_emb = type(rotary)(config=decoder.config).to(device)
 
 
-def packed_causal_mask(segment_ids: Tensor) -> Tensor:
+def packed_mask(segment_ids: Tensor, decoder: Decoder) -> Tensor | None:
     """Who may see whom in packed rows: (B, S) segments to (B, 1, S, S), True where attended.
 
     A token sees itself and the earlier tokens of its own segment: packed samples never see one
     another. Padding (segment 0) sees only padding, so that no row of the softmax is empty.
+    FlashAttention takes no mask: transformers tells it where samples begin, by the positions that
+    start again.
     """
+    if decoder.config._attn_implementation == FLASH_ATTENTION:
+        return None
     length = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nvlm.checkpoint.architecture import Architecture
-from nvlm.model.language import Stage, build_decoder, packed_causal_mask
+from nvlm.model.language import Stage, build_decoder, packed_mask
 from nvlm.model.vision import Projector, build_tower, tile_features
 
 
@@ -37,13 +37,18 @@ class NVLM(nn.Module):
         assert self.vision_model is not None
         return tile_features(self.vision_model, tiles)
 
-    def embed(self, input_ids: Tensor, visual_index: Tensor, features: Tensor) -> Tensor:
+    def embed(
+        self, input_ids: Tensor, visual_index: Tensor | None, features: Tensor | None
+    ) -> Tensor:
         """Decoder inputs (B, S, H): text embeddings, and projected features at image positions.
 
         ``visual_index`` (B, S) points into the row's own ``features`` (B, T * V, C), -1 is text.
+        Without them all is text.
         """
         assert self.vision_projection is not None
         text = self.language_model.model.embed_tokens(input_ids)  # (B, S, H)
+        if visual_index is None or features is None:
+            return text
         visual = self.vision_projection(features)  # (B, T * V, H)
         index = visual_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, visual.shape[-1])
         return torch.where((visual_index >= 0).unsqueeze(-1), visual.gather(1, index), text)
@@ -53,25 +58,30 @@ class NVLM(nn.Module):
         inputs: Tensor,
         *,
         position_ids: Tensor,
-        segment_ids: Tensor,
+        segment_ids: Tensor | None = None,
         visual_index: Tensor | None = None,
         features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """One stage of the forward pass over packed rows.
+        """One stage of the forward pass: hidden states (B, S, H), normalised on the last stage.
 
-        ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Returns
-        hidden states (B, S, H), or on the last stage this rank's logits (B, S, rows it holds).
+        ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Who sees
+        whom is told by ``segment_ids`` (B, S) of packed rows, or by ``attention_mask`` (B, 1, S, K)
+        over the K positions that ``cache`` holds after this call. Logits are left to the caller,
+        ``language_model.lm_head``: only a few positions need them.
         """
         if self.stage.is_first:
-            assert visual_index is not None and features is not None
             inputs = self.embed(inputs, visual_index, features)
-        hidden = self.language_model.model(
+        if segment_ids is not None:
+            attention_mask = packed_mask(segment_ids, self.language_model)
+        return self.language_model.model(
             inputs_embeds=inputs,
-            attention_mask=packed_causal_mask(segment_ids),
+            attention_mask=attention_mask,
             position_ids=position_ids,
-            use_cache=False,
+            cache=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
-        return self.language_model.lm_head(hidden) if self.stage.is_last else hidden
 
     @torch.no_grad()
     def generate(

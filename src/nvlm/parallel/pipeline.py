@@ -13,7 +13,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from nvlm.data.batch import Batch
 from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.parallel.data import synchronize_gradients
-from nvlm.parallel.loss import token_losses
+from nvlm.parallel.loss import answer_loss
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import encode_shared
 
@@ -21,16 +21,22 @@ from nvlm.parallel.tensor import encode_shared
 class StepRunner:
     """Accumulates the gradients of one batch into the model's parameters."""
 
-    def __init__(self, model: NVLM, mesh: Mesh, *, micro_batch: int, tile_chunk: int) -> None:
+    def __init__(
+        self, model: NVLM, mesh: Mesh, *, micro_batch: int, tile_chunk: int, turn_weighting: str
+    ) -> None:
+        """``micro_batch``: rows at once; ``tile_chunk``: tiles at once; ``turn_weighting``: what
+        the tokens of an answer count (``nvlm.parallel.loss``)."""
         self.model, self.mesh = model, mesh
         self.micro_batch, self.tile_chunk = micro_batch, tile_chunk
+        self.turn_weighting = turn_weighting
         self.scale = 1.0
         self.schedule: Schedule1F1B | None = None
 
     def run(self, batch: Batch, scale: float) -> Tensor:
         """Backpropagate ``scale`` times the summed answer-token loss of ``batch``.
 
-        Returns the summed, unscaled loss of this replica on the last stage, 0 on the others.
+        Returns the summed, unscaled loss of each micro-batch of this replica (M,) on the last
+        stage, zeros on the others.
         """
         self.scale = scale
         features = None
@@ -48,7 +54,7 @@ class StepRunner:
 
     def _run_in_turn(self, batch: Batch, features: Tensor | None) -> Tensor:
         assert features is not None
-        total = torch.zeros((), device=self.mesh.device)
+        losses: list[Tensor] = []
         rows = batch.input_ids.shape[0]
         for start in range(0, rows, self.micro_batch):
             part = slice(start, start + self.micro_batch)
@@ -60,10 +66,9 @@ class StepRunner:
                 visual_index=batch.visual_index[part],
                 features=features[part],
             )
-            loss = self._loss(output, batch.labels[part])
-            loss.backward()
-            total += loss.detach()
-        return total / self.scale
+            losses.append(self._loss(output, batch.labels[part]))
+            losses[-1].backward()
+        return torch.stack(losses).detach() / self.scale
 
     def _run_pipeline(self, batch: Batch, features: Tensor | None) -> Tensor:
         if self.schedule is None:
@@ -81,8 +86,9 @@ class StepRunner:
             self.schedule.step(target=batch.labels, losses=losses, return_outputs=False, **kwargs)
         else:
             self.schedule.step(return_outputs=False, **kwargs)
-        total = torch.zeros((), device=self.mesh.device)
-        return total + sum(loss.detach() for loss in losses) / self.scale
+        if self.mesh.is_last:
+            return torch.stack(losses).detach() / self.scale
+        return torch.zeros(self.schedule._n_microbatches, device=self.mesh.device)
 
     def _build_schedule(self, batch: Batch) -> Schedule1F1B:
         rows, length = batch.input_ids.shape
@@ -93,24 +99,25 @@ class StepRunner:
         hidden = torch.empty(*micro, language.hidden_size, dtype=dtype, device="meta")
         hidden.requires_grad_()  # tells the stages that gradients come back
         tokens = torch.empty(*micro, dtype=torch.long, device="meta")
-        held = language_rows(self.model, self.mesh)
-        logits = torch.empty(*micro, held, dtype=dtype, device="meta")
         stage = PipelineStage(
             self.model,
             self.mesh.pipeline_rank,
             self.mesh.pipeline.size(),
             self.mesh.device,
             input_args=tokens if self.mesh.is_first else hidden,
-            output_args=logits if self.mesh.is_last else hidden,
+            output_args=hidden,
             group=self.mesh.pipeline.get_group(),
         )
         return Schedule1F1B(stage, rows // self.micro_batch, loss_fn=self._loss, scale_grads=False)
 
-    def _loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        losses = token_losses(output, labels, self.model.vocabulary, self.mesh.tensor)
-        return losses.sum() * self.scale
-
-
-def language_rows(model: NVLM, mesh: Mesh) -> int:
-    """Rows of the padded vocabulary that one tensor-parallel rank holds."""
-    return int(model.language_model.config.vocab_size) // mesh.tensor.size()
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        decoder = self.model.language_model
+        total = answer_loss(
+            decoder.lm_head,
+            hidden,
+            labels,
+            vocabulary=self.model.vocabulary,
+            mesh=self.mesh.tensor,
+            turn_weighting=self.turn_weighting,
+        )
+        return total * self.scale

@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, params: TrainParams) -> AdamW:
         for (decays, _), parameters in groups.items()
     ]
     beta1, beta2 = params.betas
-    return AdamW(settings, lr=params.lr, betas=(beta1, beta2), foreach=True)
+    return AdamW(settings, lr=params.lr, betas=(beta1, beta2), fused=True)
 
 
 def learning_rate(step: int, params: TrainParams) -> float:

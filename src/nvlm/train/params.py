@@ -9,6 +9,8 @@ from nvlm.parallel.mesh import GridParams
 
 TRAINABLE = ("vision_projection", "language_model")
 DTYPES = ("float32", "bfloat16")
+ATTENTION = ("sdpa", "flash_attention_2")
+TURN_WEIGHTINGS = ("token", "square_root")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +30,33 @@ class TrainParams:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float  # of matrices; biases and norms have none, as in Megatron-LM
     clip_grad: float  # largest global gradient norm
+    stop_above_norm: float  # a gradient norm, before clipping, that ends the run as diverged
+    turn_weighting: str  # of an answer's tokens in the loss: token or square_root
+    attention_dropout: float  # of the decoder, as Megatron's --attention-dropout
+    hidden_dropout: float  # of what attention and MLP add, as Megatron's --hidden-dropout
     dtype: str  # of computation; masters of what is trained and reductions are fp32
+    attention: str  # sdpa (PyTorch's), or flash_attention_2 (its package, and a GPU, needed)
+    activation_checkpointing: bool  # run each decoder layer again in the backward pass: less memory
+    compile: bool  # torch.compile each decoder layer
     seed: int
     log_every: int  # steps between two points of the curves
+    tensorboard: bool  # write the curves to logs/ for TensorBoard too, as the run goes
     snapshot_every: int  # steps between two snapshots to resume from
 
     def __post_init__(self) -> None:
         unknown = set(self.trainable) - set(TRAINABLE)
         if unknown or not self.trainable:
             raise ValueError(f"trainable: {self.trainable} should name some of {list(TRAINABLE)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} should be one of {list(DTYPES)}")
+        for name, known in (
+            ("dtype", DTYPES),
+            ("attention", ATTENTION),
+            ("turn_weighting", TURN_WEIGHTINGS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: {getattr(self, name)!r} should be one of {list(known)}")
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} should be from 0 up to 1")
         if self.global_batch % (self.micro_batch * self.grid.data):
             raise ValueError(
                 f"global_batch: {self.global_batch} should be a multiple of micro_batch "
