@@ -1,5 +1,7 @@
 """A small dataset, and a checkpoint whose tokenizer can read it."""
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -8,9 +10,8 @@ from nvlm.data.datasets import DatasetParams
 from nvlm.data.prepare import prepare_dataset
 
 
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
+def prepare_shapes(root: Path) -> None:
+    """Sixty questions about pictures as the dataset ``root``/shapes."""
     params = DatasetParams(
         source="shape_questions",
         requires="packages",
@@ -19,6 +20,12 @@ def datasets(tmp_path_factory):
         max_skipped=0,
     )
     prepare_dataset(params, root / "shapes", root.parent / "shapes.json")
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    prepare_shapes(root)
     return root
 
 
