@@ -36,14 +36,15 @@ def work(params: TrainParams, arguments: argparse.Namespace) -> None:
     from nvlm.train.loop import train  # takes seconds to import: transformers
 
     plot: Path = arguments.plot
-    log = Path("logs") / plot.parent.name / f"{plot.stem}_speed.csv"
     with parallel_mesh(params.grid) as mesh:
+        logs = Path("logs") / plot.parent.name
+        curves = Curves(plot, logs, tensorboard=params.tensorboard and mesh.is_main)
         train(
             params,
             checkpoint=arguments.checkpoint,
             data=arguments.data,
             out=arguments.out,
-            curves=Curves(plot, log),
+            curves=curves,
             mesh=mesh,
         )
 

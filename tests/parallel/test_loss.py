@@ -35,8 +35,8 @@ def test_without_an_answer_nothing_counts():
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory):
-    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    place = f"file://{tmp_path_factory.mktemp('store') / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 

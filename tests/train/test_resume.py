@@ -50,7 +50,7 @@ def run(directory: Path, data: Path, killed: tuple[int, int, int] | None = None)
             checkpoint=directory / "combined",
             data=data,
             out=directory / "out",
-            curves=Curves(directory / "loss.csv", directory / "speed.csv"),
+            curves=Curves(directory / "loss.csv", directory / "logs", tensorboard=False),
             mesh=mesh,
         )
 

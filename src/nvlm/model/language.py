@@ -68,11 +68,13 @@ def reset_rotary(decoder: Decoder, device: torch.device) -> None:
     decoder.model.rotary_emb = type(rotary)(config=decoder.config).to(device)
 
 
-def packed_mask(segment_ids: Tensor, decoder: Decoder) -> Tensor | None:
-    """Who may see whom in packed rows: (B, S) segments to (B, 1, S, S), True where attended.
+def packed_mask(segment_ids: Tensor, decoder: Decoder, dtype: torch.dtype) -> Tensor | None:
+    """Who sees whom in packed rows: (B, S) segments to (B, 1, S, S), 0 where attended, else -inf.
 
     A token sees itself and the earlier tokens of its own segment: packed samples never see one
-    another. Padding (segment 0) sees only padding, so that no row of the softmax is empty.
+    another. Padding (segment 0) sees only padding, so that no row of the softmax is empty. A mask
+    of booleans would be turned into this one anew in every layer.
+
     FlashAttention takes no mask: transformers tells it where samples begin, by the positions that
     start again.
     """
@@ -81,4 +83,5 @@ def packed_mask(segment_ids: Tensor, decoder: Decoder) -> Tensor | None:
     length = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    return (same & causal)[:, None]
+    mask = torch.zeros(same.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill_(~(same & causal), -torch.inf)[:, None]

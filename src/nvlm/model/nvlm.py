@@ -49,9 +49,11 @@ class NVLM(nn.Module):
         text = self.language_model.model.embed_tokens(input_ids)  # (B, S, H)
         if visual_index is None or features is None:
             return text
-        visual = self.vision_projection(features)  # (B, T * V, H)
-        index = visual_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, visual.shape[-1])
-        return torch.where((visual_index >= 0).unsqueeze(-1), visual.gather(1, index), text)
+        is_visual = visual_index >= 0
+        rows = is_visual.nonzero()[:, 0]
+        # Gathered before they are projected: rows have different numbers of tiles.
+        visual = self.vision_projection(features[rows, visual_index[is_visual]])  # (visual, H)
+        return text.index_put((is_visual,), visual)
 
     def forward(
         self,
@@ -74,7 +76,7 @@ class NVLM(nn.Module):
         if self.stage.is_first:
             inputs = self.embed(inputs, visual_index, features)
         if segment_ids is not None:
-            attention_mask = packed_mask(segment_ids, self.language_model)
+            attention_mask = packed_mask(segment_ids, self.language_model, inputs.dtype)
         return self.language_model.model(
             inputs_embeds=inputs,
             attention_mask=attention_mask,

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -21,7 +21,13 @@ from nvlm.parallel.state import save_model
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 from nvlm.train.snapshots import Snapshots, run_digest
+from nvlm.train.telemetry import measurements
 from nvlm.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from nvlm.evaluate.online import OnlineEvaluation
 
 RESUME = Path(".resume")  # ignored by git; beside the outputs, which DVC deletes before a run
 
@@ -36,10 +42,12 @@ def train(
     state kept, after a SIGTERM.
     """
     trainer = Trainer(params, checkpoint, mesh)
-    loader = _loader(params, checkpoint, data, trainer.model.architecture, mesh)
+    tokenizer = load_tokenizer(checkpoint / "tokenizer")
+    loader = _loader(params, data, tokenizer, trainer.model.architecture, mesh)
     snapshots = Snapshots(
         RESUME / f"{out.name}-{run_digest(params, checkpoint, data)}", trainer, loader, curves
     )
+    online = _online(params, trainer, tokenizer)
     done = snapshots.restore()
     batches = _batches(loader, mesh)
     terminated = _watch_for_termination()
@@ -55,13 +63,22 @@ def train(
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
-        result = trainer.step(step, batch, stop=bool(terminated))
+        try:
+            result = trainer.step(step, batch, stop=bool(terminated))
+        except UserError:
+            snapshots.finish()  # the last whole state stays, to look into
+            raise
         progress.set_postfix(loss=f"{result.loss:.3f}", refresh=False)
         if step % params.log_every == 0 or step == params.steps:
             curves.add(
                 step, loss=result.loss, lr=result.learning_rate, grad_norm=result.gradient_norm
             )
-            curves.add_timing(step, **_timing(batch, time.monotonic() - started, waited, mesh))
+            seconds = time.monotonic() - started
+            curves.add_timing(step, **measurements(params, trainer, batch, seconds, waited))
+        if online is not None and params.online is not None and step % params.online.every == 0:
+            scores = online.scores()
+            if mesh.is_main:
+                curves.add_scores(step, **scores)
         if result.stop:
             snapshots.save(step, wait=True)
             raise UserError(f"stopped by SIGTERM after step {step}; run the stage again to go on")
@@ -73,18 +90,6 @@ def train(
     snapshots.remove()
 
 
-def _timing(batch: Batch, seconds: float, waited: float, mesh: Mesh) -> dict[str, float]:
-    """How fast a step went, over all replicas; shares are of this rank."""
-    tokens = int(batch.segment_ids.gt(0).sum())
-    return {
-        "seconds": seconds,
-        "tokens_per_second": tokens * mesh.grid.data / seconds,
-        "tiles_per_second": batch.tiles.shape[0] * mesh.grid.data / seconds,
-        "waiting_for_data": waited / seconds,
-        "padding": 1 - tokens / batch.segment_ids.numel(),
-    }
-
-
 def _watch_for_termination() -> list[bool]:
     """A list that is no longer empty once this process was sent SIGTERM."""
     terminated: list[bool] = []
@@ -92,8 +97,23 @@ def _watch_for_termination() -> list[bool]:
     return terminated
 
 
+def _online(
+    params: TrainParams, trainer: Trainer, tokenizer: PreTrainedTokenizerFast
+) -> OnlineEvaluation | None:
+    """What scores the model on the way, where that is asked for."""
+    if params.online is None:
+        return None
+    from nvlm.evaluate.online import OnlineEvaluation  # an observer: it changes no output
+
+    return OnlineEvaluation(params.online, trainer.model, tokenizer, trainer.mesh)
+
+
 def _loader(
-    params: TrainParams, checkpoint: Path, data: Path, architecture: Architecture, mesh: Mesh
+    params: TrainParams,
+    data: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    architecture: Architecture,
+    mesh: Mesh,
 ) -> Any | None:
     """The loader of this replica, on the one rank of it that reads; None on the others."""
     if not (mesh.is_first and mesh.tensor_rank == 0):
@@ -101,7 +121,7 @@ def _loader(
     return build_loader(
         data,
         params.data,
-        tokenizer=load_tokenizer(checkpoint / "tokenizer"),
+        tokenizer=tokenizer,
         architecture=architecture,
         rows=params.global_batch // mesh.grid.data,
         rank=mesh.data_rank,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from nvlm.data.loader import LoaderParams
 from nvlm.parallel.mesh import GridParams
+from nvlm.train.online import OnlineParams
 
 TRAINABLE = ("vision_projection", "language_model")
 DTYPES = ("float32", "bfloat16")
@@ -41,6 +42,7 @@ class TrainParams:
     seed: int
     log_every: int  # steps between two points of the curves
     tensorboard: bool  # write the curves to logs/ for TensorBoard too, as the run goes
+    online: OnlineParams | None = None  # what is scored on the way; null: nothing
     snapshot_every: int  # steps between two snapshots to resume from
 
     def __post_init__(self) -> None:

@@ -87,7 +87,7 @@ class Snapshots:
         load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
         if self.loader is not None:
             self.loader.restore_state_rank(state[self._rank()]["loader"])
-        self.curves.points, self.curves.timings = state["curves"]
+        self.curves.restore(state["curves"])
         return int(step)
 
     def remove(self) -> None:
@@ -108,8 +108,7 @@ class Snapshots:
                 own |= {f"{name}.{key}": _local(value) for key, value in moments.items()}
         if self.loader is not None:
             own["loader"] = self.loader.save_state_rank()
-        curves = list(self.curves.points), list(self.curves.timings)
-        return {"step": step, "curves": curves, self._rank(): own}
+        return {"step": step, "curves": self.curves.state(), self._rank(): own}
 
     def _rank(self) -> str:
         return f"rank_{dist.get_rank():05d}"
@@ -126,7 +125,7 @@ class Snapshots:
 def _fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
     """AdamW's state before its first step, as PyTorch lays it out."""
     zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-    return {"step": torch.zeros(()), **zeros}
+    return {"step": torch.zeros((), device=parameter.device), **zeros}
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Trainer:
         """Load ``checkpoint``; raises UserError if it is damaged or laid out otherwise."""
         self.params, self.mesh = params, mesh
         torch.use_deterministic_algorithms(True)
+        # It would also fill fresh memory with NaN, to find bugs by: a slow thing.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         compute: torch.dtype = getattr(torch, params.dtype)
         self.model = load_model(checkpoint, mesh, compute, trained=params.trainable)
         prepare_decoder(self.model.language_model, params)
