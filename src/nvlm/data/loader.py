@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +67,7 @@ def build_loader(
     which share out the samples. Raises UserError for a name that is not there.
     """
     _check_blend(root, params)
+    import torch
     from megatron.energon import WorkerConfig, get_savable_loader
     from megatron.energon.errors import reraise_exception
 
@@ -97,10 +97,9 @@ def build_loader(
         shuffle_buffer_size=params.shuffle_buffer,
         packing_buffer_size=PACKING_BUFFER if params.packing else None,
     )
-    with warnings.catch_warnings():
-        # Energon always asks for pinned memory, and PyTorch says that there is none on a CPU.
-        warnings.filterwarnings("ignore", message=".*pin_memory")
-        return get_savable_loader(stream, watchdog_timeout_seconds=None)
+    loader = get_savable_loader(stream, watchdog_timeout_seconds=None)
+    loader.pin_memory = torch.cuda.is_available()  # Energon asks for it always; a CPU has none
+    return loader
 
 
 def blend_text(root: Path, params: LoaderParams, directory: Path) -> str:
