@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of each, in turn")
     parser.add_argument("--branch", type=Path, default=Path("checkpoints"), help="for storage")
     arguments = parser.parse_args()
+    if arguments.speed_layers not in arguments.layers or max(arguments.layers) % 4:
+        parser.error("--speed-layers should be one of --layers, the largest of which 4 divides")
     arguments.directory.mkdir(parents=True, exist_ok=True)
     storage(arguments.branch)
     make_language(arguments.directory, arguments.layers)
