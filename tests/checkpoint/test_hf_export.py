@@ -86,13 +86,14 @@ def export_with_logits(directory: Path, family: str) -> torch.Tensor:
     }
     model.vision_projection.load_state_dict(projector.to_model(whole))
     with torch.no_grad():
-        return model(
+        hidden = model(
             ids,
             position_ids=torch.arange(13)[None],
             segment_ids=torch.ones_like(ids),
             visual_index=places,
             features=model.encode_tiles(tiles).flatten(0, 1)[None],
         )
+        return model.language_model.lm_head(hidden)
 
 
 def test_transformers_gives_our_logits(tmp_path):

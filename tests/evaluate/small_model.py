@@ -154,14 +154,15 @@ def reference_answers(checkpoint: Path, data: Path) -> list[str]:
             start = len(ids)
             while len(ids) < start + MAX_NEW and (len(ids) == start or ids[-1] not in stop):
                 length = len(ids)
-                logits = model(
+                hidden = model(
                     torch.tensor([ids]),
                     position_ids=torch.arange(length)[None],
                     segment_ids=torch.ones(1, length, dtype=torch.long),
                     visual_index=torch.tensor([visual + [TEXT] * (length - start)]),
                     features=features,
                 )
-                ids.append(int(logits[0, -1, : model.vocabulary].argmax()))
+                logits = model.language_model.lm_head(hidden[0, -1])
+                ids.append(int(logits[: model.vocabulary].argmax()))
             answers.append(decode(tokenizer, ids[start:], stop))
         return answers
 
