@@ -1,0 +1,118 @@
+"""Training stages, looked at before they run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.dictconfig import DictConfig
+
+from nvlm.errors import UserError, run_command
+from nvlm.train.params import TrainParams
+
+SECTIONS = ("train.pretrain_34b", "train.sft_34b", "train.pretrain_72b", "train.sft_72b")
+
+
+def main() -> None:
+    """Run one verb."""
+    arguments = build_parser().parse_args()
+    arguments.run(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. What a verb needs is imported when it runs, so that help is quick."""
+    parser = argparse.ArgumentParser(prog="python -m nvlm.train", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    text = "memory of each rank and batch arithmetic, at full scale, without GPUs or weights"
+    plan = verbs.add_parser(
+        "plan",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Plans the published models on the parameters "
+        "of conf/ at scale=full, or a checkpoint on those of params.yaml.",
+    )
+    plan.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="OVERRIDE",
+        help="values of conf/ to change, such as train.sft_72b.grid.shard=8",
+    )
+    plan.add_argument(
+        "--params", metavar="SECTION", help="one training stage (default: the recipe's four)"
+    )
+    plan.add_argument(
+        "--checkpoint", type=Path, help="plan this model on params.yaml, as src/train.py would"
+    )
+    plan.add_argument(
+        "--memory-gib", type=float, default=80.0, help="of one card (default: %(default)g)"
+    )
+    plan.add_argument(
+        "--gpus", type=int, default=128, help="of the grids to compare (default: %(default)s)"
+    )
+    plan.set_defaults(run=_plan)
+    return parser
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    if arguments.memory_gib <= 0 or arguments.gpus < 1:
+        raise UserError("--memory-gib should be more than 0, and --gpus 1 or more")
+    if arguments.checkpoint is not None:
+        _plan_checkpoint(arguments)
+    else:
+        _plan_published(arguments)
+
+
+def _sections(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return SECTIONS if arguments.params is None else (arguments.params,)
+
+
+def _plan_checkpoint(arguments: argparse.Namespace) -> None:
+    from nvlm.checkpoint.manifest import read_manifest
+    from nvlm.params import load_params
+    from nvlm.train.plan import describe, plan_run
+
+    if arguments.overrides:
+        raise UserError("with --checkpoint the values are params.yaml's: leave overrides out")
+    manifest = read_manifest(arguments.checkpoint)
+    if manifest.vocabulary is None or manifest.architecture.vision is None:
+        raise UserError(f"{arguments.checkpoint} is half a model: combine it first")
+    for section in _sections(arguments):
+        params = load_params(section, TrainParams)
+        laid_out = manifest.grid.tensor, manifest.grid.pipeline
+        if laid_out != (params.grid.tensor, params.grid.pipeline):
+            raise UserError(
+                f"{arguments.checkpoint} is laid out for tensor {laid_out[0]} x pipeline "
+                f"{laid_out[1]}, and {section}.grid is not: change the layout, or the grid"
+            )
+        plan = plan_run(params, manifest.architecture, manifest.vocabulary.padded)
+        print(f"{section} from {arguments.checkpoint}\n{describe(plan, arguments.memory_gib)}\n")
+
+
+def _plan_published(arguments: argparse.Namespace) -> None:
+    from compose_params import composed  # src/compose_params.py: the one reader of conf/
+    from nvlm.checkpoint.layout import padded_rows
+    from nvlm.checkpoint.published import PUBLISHED
+    from nvlm.params import parse_params
+    from nvlm.train.plan import describe, describe_grids, plan_grids, plan_run
+
+    values = OmegaConf.create(composed(["scale=full", *arguments.overrides]))
+    for section in _sections(arguments):
+        branch = section.rpartition("_")[2]
+        content = OmegaConf.select(values, section)
+        if branch not in PUBLISHED or not isinstance(content, DictConfig):
+            raise UserError(f"--params {section}: should be of {', '.join(SECTIONS)}")
+        params = parse_params(content, TrainParams, section)
+        architecture = PUBLISHED[branch]
+        assert architecture.language
+        multiple: int = values.model[f"lm_{branch}"].make_vocabulary_divisible_by
+        padded = padded_rows(
+            architecture.language.vocabulary, multiple=multiple, tensor=params.grid.tensor
+        )
+        plan = plan_run(params, architecture, padded)
+        grids = plan_grids(params, architecture, multiple, arguments.gpus)
+        print(f"{section}\n{describe(plan, arguments.memory_gib)}")
+        print(f"grids of {arguments.gpus} GPUs:\n{describe_grids(grids, arguments.memory_gib)}\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

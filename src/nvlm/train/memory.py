@@ -1,0 +1,242 @@
+"""What one rank of a training run holds in its device's memory, in bytes.
+
+Parameters, gradients and optimizer state are counted on the model itself, built and sharded by the
+engine's own code on the meta device. Activations are a formula: that of Korthikanti et al. 2022
+("Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198, section 4.1),
+which adds up what autograd keeps of each operation, worked out again for transformers' Llama and
+Qwen2 (RMSNorm in fp32, grouped keys, gated MLP, no dropout) and for attention without S^2 scores.
+Activations of tensor-parallel ranks are whole where Megatron-LM's sequence parallelism would split
+them. The allocator's fragments, the CUDA context and NCCL's buffers are not in it.
+
+Symbols: w bytes of a number in the computation's dtype; h hidden size, f FFN size, a heads, k
+channels of all keys; t tensor-parallel ranks; S tokens a row; P pipeline stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.model.language import FLASH_ATTENTION
+from nvlm.model.nvlm import NVLM
+from nvlm.train.params import TrainParams
+
+FP32 = 4  # bytes
+MOMENTS = 2 * FP32  # of AdamW, a parameter
+# Of the loss, a logit of this rank: fp32 logits, the same with padded rows masked, logarithms of
+# probabilities and their gradient (nvlm.parallel.loss), beside the head's own output.
+LOSS_BYTES = 4 * FP32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """What of a rank's memory depends on the model alone."""
+
+    frozen: int  # in the computation's dtype, whole
+    parameters: int  # fp32 masters of what is trained, this rank's shard
+    gradients: int  # the same in fp32, reduced, before the optimizer's step
+    optimizer: int  # AdamW's moments and step counts
+    largest: int  # numbers in the largest of these gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of one rank. The three that exclude one another in time are told apart by ``peak``."""
+
+    parameters: int  # fp32 masters, sharded
+    frozen: int
+    gradients: int  # sharded, at the optimizer's step
+    optimizer: int
+    gathered: int  # parameters that FSDP2 has gathered, in the computation's dtype
+    accumulated: int  # gradients over micro-batches, not yet reduced over the shards, fp32
+    batch: int  # tokens, pixels and tile features of all the replica's rows
+    tower: int  # of the vision tower's forward pass
+    activations: int  # of all micro-batches under way
+    logits: int
+    clipping: int  # of the gradient norm, in fp64
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once: tiles are encoded, then layers run, then AdamW steps."""
+        always = self.parameters + self.frozen + self.optimizer + self.batch
+        layers = self.gathered + self.accumulated + self.activations + self.logits
+        return always + max(self.tower, layers, self.gradients + self.clipping)
+
+
+def model_state(model: nn.Module, compute: torch.dtype) -> ModelState:
+    """The state of ``model``, whose trained parameters require a gradient; meta tensors will do."""
+    frozen = trained = tensors = largest = 0
+    for parameter in model.parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if parameter.requires_grad:
+            trained += local.numel()
+            tensors += 1
+            largest = max(largest, local.numel())
+        else:
+            frozen += local.numel()
+    return ModelState(
+        frozen=frozen * compute.itemsize,
+        parameters=trained * FP32,
+        gradients=trained * FP32,
+        optimizer=trained * MOMENTS + tensors * FP32,
+        largest=largest,
+    )
+
+
+def unit_sizes(model: NVLM) -> list[int]:
+    """Numbers in each unit that FSDP2 gathers at once, of this tensor-parallel rank: ``model``
+    before it is sharded over data ranks."""
+    decoder = model.language_model
+    modules = [model.vision_projection, decoder.model.embed_tokens, decoder.lm_head]
+    sizes = []
+    for module in (*modules, *decoder.model.layers):
+        trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
+        sizes.append(sum(tensor.numel() for tensor in local))
+    return sorted((size for size in sizes if size), reverse=True)
+
+
+def rank_memory(
+    architecture: Architecture,
+    params: TrainParams,
+    state: ModelState,
+    units: list[int],
+    *,
+    stage: int,
+    layers: int,
+    padded_vocabulary: int,
+    tiles: int,
+) -> RankMemory:
+    """A rank of pipeline ``stage`` with ``layers`` decoder layers; ``tiles``: most tiles a row."""
+    assert architecture.vision and architecture.language
+    language, grid, width = architecture.language, params.grid, _width(params)
+    is_last = stage == grid.pipeline - 1
+    rows = params.global_batch // grid.data
+    micro_batches = rows // params.micro_batch
+    tokens = params.micro_batch * params.data.sequence_length
+    fully_sharded = grid.data > 1 or params.dtype != "float32"
+    gathered, gradients = 0, state.gradients
+    if fully_sharded:
+        # A pipeline's stage is gathered as a whole from its first backward pass to its last
+        # (torch.distributed.pipelining); otherwise a unit is, and the next one is on its way.
+        gathered = width * (sum(units) if grid.pipeline > 1 else sum(units[:2]))
+        accumulated = FP32 * (sum(units) if micro_batches > 1 else sum(units[:2]))
+    elif micro_batches > 1:
+        accumulated = gradients  # in place, where AdamW reads them
+    else:
+        accumulated = 0
+    if stage == 0 and _trains_decoder(params):
+        # DTensor makes the embedding's gradient whole on every tensor-parallel rank.
+        beyond = (
+            FP32 * language.hidden_size * (padded_vocabulary - padded_vocabulary // grid.tensor)
+        )
+        accumulated += beyond
+        gradients += 0 if fully_sharded else beyond
+    hidden = width * language.hidden_size * tokens  # of one micro-batch
+    # 1F1B: stage p has P - p micro-batches under way (Narayanan et al. 2021, section 2.2.1).
+    under_way = min(grid.pipeline - stage, micro_batches)
+    whole = layer_activations(language, params)
+    kept = layers * (hidden if params.activation_checkpointing else whole)
+    if params.attention != FLASH_ATTENTION:
+        kept += width * tokens * params.data.sequence_length  # the mask, which all layers share
+    again = whole if params.activation_checkpointing else 0
+    if stage == 0:
+        kept += projector_activations(architecture, params, tiles)
+    if is_last:
+        kept += norm_activations(language, params) * tokens
+    if grid.pipeline > 1:
+        kept += hidden  # what it sends on, kept for the backward pass
+        again += hidden * micro_batches * ((stage > 0) + (not is_last))  # to receive into
+    # Every position an answer: a text of one turn comes near it.
+    head = ((width + LOSS_BYTES) * padded_vocabulary // grid.tensor) * tokens + hidden
+    return RankMemory(
+        parameters=state.parameters,
+        frozen=state.frozen,
+        gradients=gradients,
+        optimizer=state.optimizer,
+        gathered=gathered,
+        accumulated=accumulated,
+        batch=_batch(architecture, params, rows, tiles, width, is_first=stage == 0),
+        tower=_tower(architecture.vision, params, rows * tiles, width) if stage == 0 else 0,
+        activations=under_way * kept + again,
+        logits=head if is_last else 0,
+        clipping=2 * 8 * state.largest,
+    )
+
+
+def norm_activations(language: LanguageArchitecture, params: TrainParams) -> int:
+    """Bytes a token of an RMSNorm and of what reads it: 4 h + 4 + 2 w h.
+
+    Its input in fp32, one inverse root, the normalised input, and the output; the last two are for
+    the weights' gradients, and are not kept where the decoder is frozen.
+    """
+    kept = 2 * _width(params) * language.hidden_size if _trains_decoder(params) else 0
+    return FP32 * (language.hidden_size + 1) + kept
+
+
+def layer_activations(language: LanguageArchitecture, params: TrainParams) -> int:
+    """Bytes that autograd keeps of one decoder layer and micro-batch.
+
+    A token: both norms; queries, keys, values and attention's output 4 w h / t (keys are repeated
+    for their queries; 2 w (h + k) / t with FlashAttention), its logarithms 4 a / t; gate, its SiLU,
+    up and, where the decoder is trained, their product 4 w f / t; dropout 2 h.
+    """
+    width, tensor = _width(params), params.grid.tensor
+    hidden, keys = language.hidden_size, language.query_groups * language.head_size
+    if params.attention == FLASH_ATTENTION:
+        attention = 2 * width * (hidden + keys) // tensor
+    else:
+        attention = 4 * width * hidden // tensor
+    inner = (4 if _trains_decoder(params) else 3) * width * language.ffn_hidden_size // tensor
+    dropout = 2 * hidden if params.hidden_dropout else 0
+    norms = 2 * norm_activations(language, params)
+    token = norms + attention + FP32 * language.heads // tensor + inner + dropout
+    return token * params.micro_batch * params.data.sequence_length
+
+
+def projector_activations(architecture: Architecture, params: TrainParams, tiles: int) -> int:
+    """Bytes that autograd keeps of the projector for rows of ``tiles`` tiles.
+
+    A visual token: LayerNorm's output w c, both sides of GELU 2 w f / t.
+    """
+    assert architecture.vision and architecture.language
+    inner = architecture.language.ffn_hidden_size // params.grid.tensor
+    token = _width(params) * (architecture.vision.feature_size + 2 * inner)
+    return token * params.micro_batch * tiles * architecture.vision.tokens_per_tile
+
+
+def _batch(
+    architecture: Architecture,
+    params: TrainParams,
+    rows: int,
+    tiles: int,
+    width: int,
+    *,
+    is_first: bool,
+) -> int:
+    """The replica's rows: five int64 a token, pixels, and features as gathered and by row."""
+    assert architecture.vision
+    tokens = 5 * 8 * rows * params.data.sequence_length
+    pixels = rows * tiles * 3 * architecture.vision.image_size**2
+    features = rows * tiles * architecture.vision.tokens_per_tile * architecture.vision.feature_size
+    return tokens + pixels + (2 * width * features if is_first else 0)
+
+
+def _tower(vision: VisionArchitecture, params: TrainParams, tiles: int, width: int) -> int:
+    """The widest place of a layer without a graph: residual, norm, and both sides of GELU."""
+    chunk = min(params.tile_chunk, -(-tiles // params.grid.tensor))
+    token = 2 * width * (vision.hidden_size + vision.ffn_hidden_size)
+    return chunk * (vision.patches + 1) * token
+
+
+def _width(params: TrainParams) -> int:
+    compute: torch.dtype = getattr(torch, params.dtype)
+    return compute.itemsize
+
+
+def _trains_decoder(params: TrainParams) -> bool:
+    return "language_model" in params.trainable

@@ -1,0 +1,251 @@
+"""Planned memory against a real run's, autograd's own storage, and the published sizes."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.parallel.grids import make_batch, make_checkpoint, share, train_params
+from torch.distributed.tensor import DTensor
+
+from compose_params import composed
+from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture
+from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
+from nvlm.errors import UserError
+from nvlm.model.language import Stage, build_decoder, packed_mask
+from nvlm.model.vision import Projector
+from nvlm.parallel.launch import launch
+from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.train.__main__ import main
+from nvlm.train.memory import layer_activations, projector_activations
+from nvlm.train.params import TrainParams
+from nvlm.train.plan import plan_run
+from nvlm.train.trainer import Trainer
+
+BOTH = ["vision_projection", "language_model"]
+RUNS = {
+    "TP=2 x PP=2": (GridParams(tensor=2, pipeline=2), "float32", BOTH),
+    "DP=2 in bf16": (GridParams(tensor=1, shard=2), "bfloat16", BOTH),
+    "pretraining, TP=2 in bf16": (GridParams(tensor=2), "bfloat16", ["vision_projection"]),
+}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def size(tensors) -> int:
+    return sum(local(tensor).nbytes for tensor in tensors)
+
+
+def write_sizes(checkpoint: Path, params: TrainParams, out: Path) -> None:
+    """Worker: what this rank holds at the end of a step's backward pass and of the step."""
+    with parallel_mesh(params.grid) as mesh:
+        trainer = Trainer(params, checkpoint, mesh)
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        sizes = {
+            "parameters": size(trained),
+            "frozen": size(p for p in trainer.model.parameters() if not p.requires_grad),
+        }
+        step = trainer.optimizer.step
+
+        def measured(*arguments, **options):
+            sizes["gradients"] = size(p.grad for p in trained if p.grad is not None)
+            return step(*arguments, **options)
+
+        trainer.optimizer.step = measured  # type: ignore[method-assign]
+        trainer.step(1, share(make_batch(8, seed=1), mesh.data_rank, params.grid.data))
+        moments = [v for state in trainer.optimizer.state.values() for v in state.values()]
+        sizes["optimizer"] = size(moments)
+        rank = f"{mesh.pipeline_rank}-{mesh.data_rank}-{mesh.tensor_rank}.json"
+        (out / rank).write_text(json.dumps(sizes))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_model_takes_what_every_rank_of_a_real_run_takes(name, tmp_path):
+    grid, dtype, trainable = RUNS[name]
+    checkpoint = make_checkpoint(tmp_path, "qwen2", grid)
+    base = train_params(grid, trainable, 5)
+    params = replace(base, dtype=dtype, data=replace(base.data, max_tiles=2))
+    launch(write_sizes, grid.processes, checkpoint, params, tmp_path)
+    manifest = read_manifest(checkpoint)
+    plan = plan_run(params, manifest.architecture, manifest.vocabulary.padded)
+    found = sorted(tmp_path.glob("*-*.json"))
+    assert len(found) == grid.processes
+    for path in found:
+        stage = plan.stages[int(path.name[0])]
+        for field, bytes_held in json.loads(path.read_text()).items():
+            assert getattr(stage, field) == bytes_held, (path.name, field)
+
+
+def kept_by_autograd(module, hidden, shared=(), **options) -> int:
+    """Bytes that ``module`` keeps for its backward pass, without parameters and what is shared."""
+    known = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *shared)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (pointer := tensor.untyped_storage().data_ptr()) not in known:
+            kept[pointer] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = module(hidden, **options)
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+DECODER = LanguageArchitecture(
+    family="qwen2",
+    hidden_size=64,
+    layers=1,
+    heads=8,
+    query_groups=2,
+    ffn_hidden_size=192,
+    norm_epsilon=1e-6,
+    rope_theta=1e6,
+    vocabulary=101,
+    max_positions=256,
+)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("trainable", [BOTH, ["vision_projection"]])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_layers_activations_are_what_autograd_keeps(dtype, trainable, family):
+    length, rows = 128, 2
+    base = train_params(GridParams(tensor=1), trainable, 5)
+    data = replace(base.data, sequence_length=length)
+    params = replace(base, dtype=dtype, data=data, micro_batch=rows, global_batch=rows)
+    architecture = replace(DECODER, family=family)
+    compute = getattr(torch, dtype)
+    decoder = build_decoder(architecture, 101, Stage(first=0, last=1)).to(compute).train()
+    decoder.requires_grad_("language_model" in trainable)
+    hidden = torch.randn(rows, length, 64, dtype=compute, requires_grad=True)
+    angles = decoder.model.rotary_emb(hidden, torch.arange(length)[None])
+    mask = packed_mask(torch.ones(rows, length, dtype=torch.long), decoder, compute)
+    kept = kept_by_autograd(
+        decoder.model.layers[0],
+        hidden,
+        shared=(mask, *angles),  # by all layers
+        attention_mask=mask,
+        position_embeddings=angles,
+    )
+    assert layer_activations(architecture, params) == kept
+
+
+def test_the_projectors_activations_are_what_autograd_keeps():
+    tower = replace(INTERNVIT_6B, hidden_size=24, heads=3, image_size=24, patch_size=6)
+    architecture = Architecture(vision=tower, language=DECODER)
+    params = train_params(GridParams(tensor=1), BOTH, 5)
+    features = torch.randn(params.micro_batch, 3 * 4, 96)
+    kept = kept_by_autograd(Projector(architecture), features)
+    statistics = 2 * 4 * params.micro_batch * 12  # mean and deviation of LayerNorm, a token each
+    assert projector_activations(architecture, params, 3) == kept - features.nbytes - statistics
+
+
+def full_params(grid: GridParams, **changes) -> TrainParams:
+    base = train_params(GridParams(tensor=1), BOTH, 5)
+    data = replace(base.data, sequence_length=3200, packing=False)
+    full = {"dtype": "bfloat16", "micro_batch": 1, "activation_checkpointing": True}
+    return replace(base, data=data, grid=grid, **full | changes)
+
+
+def test_the_published_72b_on_one_rank_has_the_published_sizes():
+    plan = plan_run(full_params(GridParams(tensor=1)), PUBLISHED["72b"], QWEN2_72B.vocabulary)
+    projector = 2 * 12800 + 12800 * 29568 + 29568 * 8192
+    (memory,) = plan.stages
+    assert memory.parameters == memory.gradients == 4 * (72_706_203_648 + projector)
+    assert memory.frozen == 2 * 5_536_496_000
+    assert plan.tiles == 7
+    assert not plan.fits(80)
+
+
+def test_a_stage_keeps_as_many_micro_batches_as_there_are_stages_after_it():
+    grid = GridParams(tensor=8, pipeline=4, shard=4)
+    many, single = (
+        plan_run(full_params(grid, global_batch=rows), PUBLISHED["72b"], 152576).stages
+        for rows in (128, 4)
+    )
+    hidden, mask = 2 * 8192 * 3200, 2 * 3200 * 3200  # of one micro-batch
+    # The second stage: mask, input of each layer and output of every micro-batch under way; and
+    # room to receive each micro-batch and its gradient into.
+    more = many[1].activations - single[1].activations
+    assert more == 2 * (21 * hidden + mask) + 2 * hidden * (32 - 1)
+    kept = full_params(grid, global_batch=128, activation_checkpointing=False)
+    stages = plan_run(kept, PUBLISHED["72b"], 152576).stages
+    assert [memory.peak for memory in stages] > [memory.peak for memory in many]
+
+
+def test_an_image_that_fits_no_row_is_refused():
+    params = full_params(GridParams(tensor=1))
+    short = replace(params, data=replace(params.data, sequence_length=512))
+    with pytest.raises(UserError, match="room for 2 tiles of 256 tokens and a sample may have 7"):
+        plan_run(short, PUBLISHED["72b"], 152064)
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    def call(words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["nvlm.train", "plan", *words.split()])
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_the_command_counts_the_batch_and_says_which_grids_fit(plan):
+    """On 8 cards, parameters and moments of a 72B alone are 109 GB each: no grid can fit."""
+    text = plan("--params train.sft_72b --gpus 8 train.sft_72b.global_batch=64")
+    counted = "64 rows = 4 data ranks x 16 micro-batches x 1; 204,800 tokens, at most 448 tiles"
+    assert counted in text
+    assert "\nfits 80 GiB" in text  # the recipe's own grid, of 128
+    table = text.split("peak GiB\n")[1].strip().splitlines()
+    assert [line.split()[:4] for line in table] == [
+        [str(tensor), str(pipeline), str(shard), str(64 // shard)]
+        for tensor in (1, 2, 4, 8)
+        for pipeline in (1, 2, 4, 8)
+        if (shard := 8 // (tensor * pipeline))
+    ]
+    assert all(line.endswith("  does not fit") for line in table)
+
+
+def test_a_card_fits_what_it_holds_with_a_tenth_of_it_spare():
+    plan = plan_run(full_params(GridParams(tensor=1)), PUBLISHED["72b"], 152064)
+    assert plan.fits(plan.peak / 0.9 / 2**30 + 0.01)
+    assert not plan.fits(plan.peak / 0.9 / 2**30 - 0.01)
+
+
+def test_the_command_plans_a_checkpoint_by_params_yaml(plan, monkeypatch, tmp_path):
+    parameters = composed([])
+    grid = GridParams(tensor=2)
+    make_checkpoint(tmp_path, "qwen2", grid)
+    (tmp_path / "params.yaml").write_text(parameters)
+    monkeypatch.chdir(tmp_path)
+    text = plan("--params train.sft_34b --checkpoint combined")
+    assert "grid: tensor 2 x pipeline 1" in text
+    assert "4 decoder layers a stage" in text
+    with pytest.raises(UserError, match=r"laid out for tensor 2 x pipeline 1, and train\.sft_72b"):
+        plan("--params train.sft_72b --checkpoint combined")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--memory-gib 0", "--memory-gib should be more than 0"),
+        ("--params train.sft_7b", "--params train.sft_7b: should be of train.pretrain_34b"),
+        ("train.sft_72b.lrr=1", "lrr"),
+        ("--params train.sft_72b train.sft_72b.grid.pipeline=3", "80 decoder layers"),
+        (
+            "--params train.sft_72b train.sft_72b.grid.shard=5",
+            "should be a multiple of micro_batch",
+        ),
+        ("--params train.sft_34b --gpus 7", "no grid of 7 GPUs divides"),
+        ("--checkpoint missing", "missing"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(plan, words, message):
+    with pytest.raises(UserError, match=message):
+        plan(words)
