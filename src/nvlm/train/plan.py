@@ -195,7 +195,7 @@ def describe(plan: Plan, memory_gib: float) -> str:
     stages = [f"stage {number}" for number in range(grid.pipeline)]
     lines = [
         f"grid: tensor {grid.tensor} x pipeline {grid.pipeline} x replicate {grid.replicate} x "
-        f"shard {grid.shard} = {grid.processes} GPUs; {plan.layers} decoder layers a stage",
+        f"shard {grid.shard}, GPUs: {grid.processes}; {plan.layers} decoder layers a stage",
         f"step: {params.global_batch} rows = {grid.data} data ranks x {micro_batches} micro-batches"
         f" x {params.micro_batch}; {params.global_batch * params.data.sequence_length:,} tokens, "
         f"at most {params.global_batch * plan.tiles:,} tiles",
