@@ -1,8 +1,7 @@
-"""Evaluation sets against the official formats, and official sets against what may be wrong."""
+"""Packaged evaluation sets against the official formats."""
 
 import ast
 import json
-import shutil
 
 import pytest
 from PIL import Image
@@ -13,27 +12,21 @@ from nvlm.errors import UserError
 from nvlm.params import parse_params
 
 TASKS = ("captioning", "TextVQA", "VQAv2", "MMMU")
-QUESTIONS = {
-    "captioning": "captions.json",
-    "TextVQA": "questions.json",
-    "VQAv2": "questions.json",
-    "MMMU": "questions.jsonl",
-}
 
 
 def packaged(limit, seed=0):
     return EvaluationParams(source="packaged", requires="packages", limit=limit, seed=seed)
 
 
-def official(directory):
-    return EvaluationParams(source="official", requires=str(directory), limit=None)
+def unread(directory):
+    raise AssertionError("a packaged set is not read")
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     root = tmp_path_factory.mktemp("eval")
     for task in TASKS:
-        prepare_evaluation(task, packaged(30), root / task)
+        prepare_evaluation(task, packaged(30), root / task, unread)
     return root
 
 
@@ -111,53 +104,17 @@ def test_mmmu(sets):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_bytes_twice_and_others_with_another_seed(sets, tmp_path, task):
-    prepare_evaluation(task, packaged(30), tmp_path / "again")
+    prepare_evaluation(task, packaged(30), tmp_path / "again", unread)
     assert files(tmp_path / "again") == files(sets / task)
-    prepare_evaluation(task, packaged(30, seed=1), tmp_path / "other")
+    prepare_evaluation(task, packaged(30, seed=1), tmp_path / "other", unread)
     assert files(tmp_path / "other") != files(sets / task)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_an_official_set_is_taken_as_it_is(sets, tmp_path, task):
-    source = tmp_path / "raw"
-    shutil.copytree(sets / task, source)
-    (source / "images" / "unused.png").touch()
-    prepare_evaluation(task, official(source), tmp_path / "out")
-    assert files(tmp_path / "out") == files(sets / task)
-    assert (tmp_path / "out" / QUESTIONS[task]).samefile(source / QUESTIONS[task])
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_an_official_set_with_something_missing(sets, tmp_path, task):
-    source = tmp_path / "raw"
-    shutil.copytree(sets / task, source)
-    lost = sorted((source / "images").iterdir())[3]
-    lost.unlink()
-    with pytest.raises(UserError, match=f"{lost.name} is missing"):
-        prepare_evaluation(task, official(source), tmp_path / "out")
-    (source / QUESTIONS[task]).write_text("[3]\n")
-    with pytest.raises(UserError, match=rf"not in {task}'s format"):
-        prepare_evaluation(task, official(source), tmp_path / "out")
-    (source / QUESTIONS[task]).unlink()
-    with pytest.raises(UserError, match=f"{QUESTIONS[task]} is missing"):
-        prepare_evaluation(task, official(source), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-
-
-def test_an_official_set_may_not_lead_out_of_its_directory(tmp_path):
-    source = tmp_path / "raw"
-    source.mkdir()
-    (tmp_path / "secret.png").touch()
-    (source / "questions.json").write_text('[{"image": "../../secret.png"}]')
-    with pytest.raises(UserError, match="should lie in images/"):
-        prepare_evaluation("VQAv2", official(source), tmp_path / "out")
 
 
 def test_too_much_is_asked_for(tmp_path):
     with pytest.raises(UserError, match="there are 9673 test questions, not 10000"):
-        prepare_evaluation("VQAv2", packaged(10_000), tmp_path / "out")
-    with pytest.raises(UserError, match="no task 'ChartQA'"):
-        prepare_evaluation("ChartQA", packaged(1), tmp_path / "out")
+        prepare_evaluation("VQAv2", packaged(10_000), tmp_path / "out", unread)
+    with pytest.raises(UserError, match="no packaged data for 'ChartQA', only for captioning"):
+        prepare_evaluation("ChartQA", packaged(1), tmp_path / "out", unread)
     assert not list(tmp_path.iterdir())
 
 

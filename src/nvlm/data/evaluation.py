@@ -1,6 +1,8 @@
-"""Evaluation sets in the formats of the official ground truths.
+"""Evaluation sets: official ones as they are, or small ones of held-out data in their formats.
 
-The formats, which are what Megatron's evaluation scripts read (examples/multimodal/evaluation):
+At the full scale the user puts each benchmark in place, and ``official`` links it. At the smoke
+scale four are composed of held-out pictures and scans (``packaged``), in the formats that
+Megatron's evaluation scripts read (examples/multimodal/evaluation):
 
 - captioning: ``captions.json``, COCO's ``{"images": [{id, file_name}], "annotations": [{id,
   image_id, caption}]}``; a file's name ends with its id after the last ``_``.
@@ -10,8 +12,7 @@ The formats, which are what Megatron's evaluation scripts read (examples/multimo
 - MMMU: ``questions.jsonl`` with the Hub's fields (``options`` is a list written as text and
   ``image_1`` a file's name) and ``answer_dict_val.json``, ``{id: {question_type, ground_truth}}``.
 
-Images lie in ``images/``. At the full scale the user puts such directories in place (``official``);
-at the smoke scale they are composed of held-out pictures and scans (``packaged``).
+Images lie in ``images/``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from nvlm.atomic import atomic_directory
 from nvlm.data import easy_vqa
-from nvlm.data.official import link_official
+from nvlm.data.official import ImagesOf, link_official
 from nvlm.data.records import Choice, Question
 from nvlm.data.sources import choice_record, strip_record
 from nvlm.errors import UserError
@@ -55,14 +56,17 @@ class EvaluationParams:
             raise ValueError("limit: a number for a packaged set, null for an official one")
 
 
-def prepare_evaluation(task: str, params: EvaluationParams, out: Path) -> None:
-    """Write the evaluation set of ``task`` to ``out``, or nothing if that fails."""
-    if task not in PACKAGED:
-        raise UserError(f"no task {task!r}: the tasks are {', '.join(PACKAGED)}")
+def prepare_evaluation(task: str, params: EvaluationParams, out: Path, images_of: ImagesOf) -> None:
+    """Write the evaluation set of ``task`` to ``out``, or nothing if that fails.
+
+    ``images_of`` reads an official set, and says what is wrong with it.
+    """
     with atomic_directory(out) as partial:
         if params.source == "official":
-            link_official(task, Path(params.requires), partial)
+            link_official(Path(params.requires), partial, images_of)
         else:
+            if task not in PACKAGED:
+                raise UserError(f"no packaged data for {task!r}, only for {', '.join(PACKAGED)}")
             assert params.limit is not None
             (partial / "images").mkdir()
             PACKAGED[task](partial, params.limit, np.random.default_rng(params.seed))
