@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from nvlm.checkpoint.architecture import (
 )
 from nvlm.checkpoint.repartition import repartition
 from nvlm.data.batch import EncodedSample
+from nvlm.data.images import storable
 from nvlm.errors import UserError
 from nvlm.evaluate.generation import batches_by_length, decode, stop_tokens
 from nvlm.evaluate.params import (
@@ -38,6 +41,7 @@ from nvlm.evaluate.params import (
 )
 from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question
+from nvlm.model.tiling import Tiling, tile_image
 from nvlm.model.tokens import EncodedConversation
 from nvlm.parallel.mesh import GridParams
 
@@ -160,6 +164,40 @@ def test_a_blank_image_is_grey_and_as_large(tmp_path: Path):
     assert len(np.unique(shown.tiles)) > 1
     assert np.unique(blank.tiles).tolist() == [128]
     assert blank.conversation.input_ids.tolist() == shown.conversation.input_ids.tolist()
+
+
+# Where EXIF's orientation says that an image's first row and first column belong.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: np.fliplr,
+    3: lambda upright: np.rot90(upright, 2),
+    4: np.flipud,
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: np.rot90,
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_an_image_is_shown_upright_as_in_training(tmp_path: Path, orientation: int, form: str):
+    upright = np.random.default_rng(0).integers(256, size=(24, 72, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "x"
+    stored = np.ascontiguousarray(TURNS[orientation](upright))
+    Image.fromarray(stored).save(path, form, exif=exif)
+    question = Question(id=1, images=(path,), text="?", references=("a",))
+    prompter = small_prompter(tmp_path, MAX_NEW)
+    assert prompter.grids(question) == ((3, 1),)
+    tiles = prompter.encode(question).tiles
+    assert tiles[:3].tolist() == [upright[:, 24 * n : 24 * n + 24].tolist() for n in range(3)]
+    with Image.open(io.BytesIO(storable(path.read_bytes()).data)) as trained:
+        tiling = Tiling(max_tiles=PARAMS.max_tiles, thumbnail=PARAMS.thumbnail)
+        assert (tiles == tile_image(trained, 24, tiling)).all()
+    prompter.blank = True
+    assert prompter.encode(question).tiles.shape == tiles.shape
 
 
 def test_several_images_share_the_tiles_of_one(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
 from nvlm.checkpoint.architecture import Architecture
@@ -20,6 +20,9 @@ from nvlm.evaluate.params import AskParams, GenerateParams
 from nvlm.evaluate.question import Question
 from nvlm.model.tiling import Tiling, tile_grid, tile_image
 from nvlm.model.tokens import TEXT, EncodedConversation, encode_conversation
+
+_ORIENTATION = 0x0112  # EXIF tag
+_ON_ITS_SIDE = range(5, 9)  # its values that swap width and height
 
 
 class Prompter:
@@ -49,8 +52,11 @@ class Prompter:
         grids = []
         for path in shown:
             with _open_image(question, path) as image:
+                width, height = image.size
+                if _orientation(image, path) in _ON_ITS_SIDE:
+                    width, height = height, width
                 tiling = self._tiling(len(shown))
-                grids.append(tile_grid(*image.size, self.vision.image_size, tiling.max_tiles))
+                grids.append(tile_grid(width, height, self.vision.image_size, tiling.max_tiles))
         return tuple(grids)
 
     def length(self, question: Question) -> int:
@@ -80,8 +86,10 @@ class Prompter:
 
     def _tiles(self, question: Question, path: Path, tiling: Tiling) -> NDArray[np.uint8]:
         with _open_image(question, path) as image:
-            shown = Image.new("RGB", image.size, (BLANK,) * 3) if self.blank else image
             try:
+                shown = _upright(image, path)
+                if self.blank:
+                    shown = Image.new("RGB", shown.size, (BLANK,) * 3)
                 return tile_image(shown, self.vision.image_size, tiling)
             except (OSError, ValueError, SyntaxError) as error:
                 raise UserError(f"{path} can't be decoded: {error}") from error
@@ -102,6 +110,24 @@ class Prompter:
             tile_tags=self.params.tile_tags,
             generation=True,
         )
+
+
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    """``image`` turned as its EXIF says, and then RGB, as images that are trained on are stored."""
+    if _orientation(image, path) == 1:
+        return image
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """EXIF's number for how ``image`` is still turned, 1 if it isn't."""
+    # Pillow turns TIFF files itself. Asking a PNG for EXIF decodes it: only one with the chunk is.
+    if image.format == "TIFF" or (image.format == "PNG" and b"eXIf" not in path.read_bytes()):
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1)) or 1
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} can't be decoded: {error}") from error
 
 
 def _open_image(question: Question, path: Path) -> Image.Image:
