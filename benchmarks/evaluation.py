@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,21 +29,23 @@ from PIL import Image
 
 from nvlm.checkpoint.reshard import reshard
 from nvlm.errors import run_command
-from nvlm.evaluate.generation import answer_batch, batches_by_length
+from nvlm.evaluate.answers import Answer
+from nvlm.evaluate.generation import decode, generate_answers, stop_tokens
 from nvlm.evaluate.ground_truth.readers import read_questions
-from nvlm.evaluate.params import EvaluationParams
-from nvlm.evaluate.prompter import Prompter
-from nvlm.evaluate.question import Question
+from nvlm.evaluate.params import EvaluationParams, RunParams
+from nvlm.evaluate.prompter import Prompter, left_pad
+from nvlm.evaluate.question import Question, QuestionId
+from nvlm.model.nvlm import NVLM
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.launch import launch
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.mesh import GridParams, Mesh, parallel_mesh
 from nvlm.parallel.state import load_model
 from nvlm.params import load_params
 
 TASKS = ("captioning", "TextVQA", "VQAv2", "MMMU")
 BATCH = 32
 QUESTIONS = 128  # of each task
-BLOCKS = 4  # turns of each way
+TURNS = 5  # of each way
 VQAV2_QUESTIONS, VQAV2_IMAGES = 214_354, 40_504  # of VQAv2's validation set
 WORDS = "yes no 1 2 3 red blue white the a dog cat two man's left tennis racket frisbee 10:30 none"
 SPEAKERS = 10
@@ -77,35 +80,46 @@ def measure(checkpoint: Path, data: Path, params: EvaluationParams) -> None:
             task = params.tasks[name]
             questions = read_questions(data / name, task.ground_truth)[:QUESTIONS]
             prompter = Prompter(tokenizer, model.architecture, params.generate, task.ask)
+            run = replace(params.run, batch_size=BATCH)
+            answer_alone(model, prompter, questions[0])  # warm up
+            answer_together(model, prompter, questions[:BATCH], run, mesh)
+            alone, together = [], []
+            for _ in range(TURNS):
+                start = time.perf_counter()
+                one_by_one = {each.id: answer_alone(model, prompter, each) for each in questions}
+                alone.append(len(questions) / (time.perf_counter() - start))
+                start = time.perf_counter()
+                batched = answer_together(model, prompter, questions, run, mesh)
+                together.append(len(questions) / (time.perf_counter() - start))
+                assert one_by_one == batched, "the batch changed an answer"
+            one, many = statistics.median(alone), statistics.median(together)
+            print(f"| {name} | {one:.1f}/s | {many:.1f}/s | {many / one:.1f} |", flush=True)
 
-            def answers(
-                asked: Sequence[Question],
-                size: int,
-                prompter: Prompter = prompter,
-                chunk: int = params.run.tile_chunk,
-            ) -> dict[object, str]:
-                lengths = [prompter.length(question) for question in asked]
-                given: dict[object, str] = {}
-                for places in batches_by_length(lengths, size):
-                    batch = [asked[place] for place in places]
-                    texts = answer_batch(model, prompter, batch, chunk, mesh.tensor.get_group())
-                    given |= {
-                        question.id: text for question, text in zip(batch, texts, strict=True)
-                    }
-                return given
 
-            answers(questions[:BATCH], BATCH)  # warm up
-            rates: dict[int, list[float]] = {1: [], BATCH: []}
-            for block in range(BLOCKS):
-                asked = questions[block * BATCH : (block + 1) * BATCH]
-                given = []
-                for size, taken in rates.items():
-                    start = time.perf_counter()
-                    given.append(answers(asked, size))
-                    taken.append(len(asked) / (time.perf_counter() - start))
-                assert given[0] == given[1], "the batch changed an answer"
-            one, batched = (statistics.median(values) for values in rates.values())
-            print(f"| {name} | {one:.1f}/s | {batched:.1f}/s | {batched / one:.1f} |", flush=True)
+def answer_alone(model: NVLM, prompter: Prompter, question: Question) -> str:
+    """The plain way: encode one question, run the tower, let transformers generate."""
+    batch = left_pad([prompter.encode(question)])
+    stop_ids = stop_tokens(prompter.tokenizer)
+    generated = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        visual_index=batch.visual_index,
+        features=model.encode_tiles(batch.tiles),
+        tiles_per_row=batch.tiles_per_row,
+        max_new_tokens=prompter.ask.max_new_tokens,
+        stop_ids=stop_ids,
+    )
+    return decode(prompter.tokenizer, generated[0].tolist(), stop_ids)
+
+
+def answer_together(
+    model: NVLM, prompter: Prompter, questions: Sequence[Question], run: RunParams, mesh: Mesh
+) -> dict[QuestionId, str]:
+    """The project's way."""
+    given: list[Answer] = []
+    group = mesh.tensor.get_group()
+    generate_answers(model, prompter, questions, run, group=group, write=given.extend)
+    return {answer.question_id: answer.text for answer in given}
 
 
 def scoring_seconds() -> tuple[float, float]:

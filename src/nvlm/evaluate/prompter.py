@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from nvlm.evaluate.question import Question
 from nvlm.model.tiling import Tiling, tile_grid, tile_image
 from nvlm.model.tokens import TEXT, EncodedConversation, encode_conversation
 
+IMAGES_KEPT = 8  # last ones decoded: questions of one image follow one another
 _ORIENTATION = 0x0112  # EXIF tag
 _ON_ITS_SIDE = range(5, 9)  # its values that swap width and height
 
@@ -45,19 +47,15 @@ class Prompter:
         self.params = params
         self.ask = ask
         self.blank = blank
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        self._tiles = lru_cache(IMAGES_KEPT)(self._read_tiles)
 
     def grids(self, question: Question) -> tuple[tuple[int, int], ...]:
         """Columns and rows of tiles of each image, without decoding them."""
         shown = images(question, self.ask)
-        grids = []
-        for path in shown:
-            with _open_image(question, path) as image:
-                width, height = image.size
-                if _orientation(image, path) in _ON_ITS_SIDE:
-                    width, height = height, width
-                tiling = self._tiling(len(shown))
-                grids.append(tile_grid(width, height, self.vision.image_size, tiling.max_tiles))
-        return tuple(grids)
+        most = self._tiling(len(shown)).max_tiles
+        sizes = [self._size(path) for path in shown]
+        return tuple(tile_grid(*size, self.vision.image_size, most) for size in sizes)
 
     def length(self, question: Question) -> int:
         """Tokens of the prompt, without decoding images.
@@ -78,17 +76,26 @@ class Prompter:
     def encode(self, question: Question) -> EncodedSample:
         """Token ids of the prompt and the images' tiles."""
         shown = images(question, self.ask)
-        tiles = [self._tiles(question, path, self._tiling(len(shown))) for path in shown]
+        tiles = [self._tiles(path, self._tiling(len(shown)), self.blank) for path in shown]
         encoded = self._encode(question, [len(of_image) for of_image in tiles])
         return EncodedSample(
             key=str(question.id), conversation=encoded, tiles=np.concatenate(tiles)
         )
 
-    def _tiles(self, question: Question, path: Path, tiling: Tiling) -> NDArray[np.uint8]:
-        with _open_image(question, path) as image:
+    def _size(self, path: Path) -> tuple[int, int]:
+        """Width and height, upright; kept, since benchmarks ask several questions an image."""
+        if path not in self._sizes:
+            with _open_image(path) as image:
+                width, height = image.size
+                turned = _orientation(image, path) in _ON_ITS_SIDE
+                self._sizes[path] = (height, width) if turned else (width, height)
+        return self._sizes[path]
+
+    def _read_tiles(self, path: Path, tiling: Tiling, blank: bool) -> NDArray[np.uint8]:
+        with _open_image(path) as image:
             try:
                 shown = _upright(image, path)
-                if self.blank:
+                if blank:
                     shown = Image.new("RGB", shown.size, (BLANK,) * 3)
                 return tile_image(shown, self.vision.image_size, tiling)
             except (OSError, ValueError, SyntaxError) as error:
@@ -130,11 +137,11 @@ def _orientation(image: Image.Image, path: Path) -> int:
         raise UserError(f"{path} can't be decoded: {error}") from error
 
 
-def _open_image(question: Question, path: Path) -> Image.Image:
+def _open_image(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"question {question.id!r}: {path} can't be read: {error}") from error
+        raise UserError(f"{path} can't be read: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
