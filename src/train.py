@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nvlm.checkpoint.manifest import MANIFEST
 from nvlm.errors import run_command
-from nvlm.parallel.launch import launch
+from nvlm.parallel.launch import LaunchParams, launch_stage
 from nvlm.parallel.mesh import parallel_mesh
+from nvlm.parallel.telling import told_once
 from nvlm.params import load_params
+from nvlm.train.checks import check_run
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 
@@ -28,7 +31,19 @@ def main() -> None:
     arguments = parser.parse_args()
 
     params = load_params(arguments.params, TrainParams)
-    launch(work, params.grid.processes, params, arguments)
+    check_run(params, arguments.checkpoint)
+    launch_stage(
+        load_params("launch", LaunchParams),
+        work,
+        params.grid.processes,
+        params,
+        arguments,
+        name=arguments.params.removeprefix("train."),
+        inputs=[
+            arguments.checkpoint / MANIFEST,
+            *(arguments.data / name / ".nv-meta/index.uuid" for name in params.data.blend),
+        ],
+    )
 
 
 def work(params: TrainParams, arguments: argparse.Namespace) -> None:
@@ -50,4 +65,4 @@ def work(params: TrainParams, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(told_once(main))

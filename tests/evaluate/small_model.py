@@ -100,6 +100,7 @@ def make_questions(directory: Path) -> Path:
 def write_params(directory: Path, batch_size: int) -> None:
     (directory / "params.yaml").write_text(
         f"""
+launch: {{kind: local}}
 eval:
   generate:
     {{max_tiles: 6, thumbnail: true, tile_tags: true, dtype: float32}}

@@ -25,7 +25,6 @@ from tests.evaluate.small_model import (
     texts,
 )
 
-import generate
 from nvlm.checkpoint.architecture import (
     Architecture,
     LanguageArchitecture,
@@ -41,6 +40,7 @@ from nvlm.evaluate.params import (
 )
 from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question
+from nvlm.evaluate.worker import work
 from nvlm.model.tiling import Tiling, tile_image
 from nvlm.model.tokens import EncodedConversation
 from nvlm.parallel.mesh import GridParams
@@ -62,7 +62,7 @@ def test_answers_are_those_of_one_question_at_a_time_without_a_cache(
             checkpoint=checkpoint, data=data, out=out, blank=False, server=None
         )
         grid, run = GridParams(tensor=1), run_params(batch_size)
-        generate.work(grid, PARAMS, run, TASK, arguments)
+        work(grid, PARAMS, run, TASK, arguments)
         assert texts(out, questions) == reference
 
 

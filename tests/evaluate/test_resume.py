@@ -17,12 +17,12 @@ from tests.evaluate.small_model import (
     run_params,
 )
 
-import generate
 from nvlm.evaluate import generation
 from nvlm.evaluate.answers import Answer
 from nvlm.evaluate.params import SamplingParams
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.resume import AnswerLog, depends_on
+from nvlm.evaluate.worker import work
 from nvlm.parallel.mesh import GridParams
 
 QUESTIONS = [
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         arguments = argparse.Namespace(
             checkpoint=checkpoint, data=Path("data"), out=Path(out), blank=False, server=None
         )
-        generate.work(GridParams(tensor=1), params, run_params(batch_size), TASK, arguments)
+        work(GridParams(tensor=1), params, run_params(batch_size), TASK, arguments)
         return Path(out).read_bytes()
 
     undisturbed = run("whole.jsonl", 5, most=5)

@@ -1,18 +1,36 @@
-"""Start one process a rank on this machine, and tell their user errors in one sentence.
+"""Start one process a rank: on this machine, as a job of Slurm, or under a torchrun of one's own.
 
-torchrun's own launcher (``elastic_launch``) starts the processes and stops all when one fails.
+- This machine (``launch.kind: local``): torchrun's own launcher (``elastic_launch``) starts the
+  processes and stops all when one fails.
+- Slurm (``launch.kind: slurm``): nvlm.parallel.slurm submits a job that runs the same command under
+  torchrun on each of its nodes, and waits for it.
+- Several machines without Slurm: the machines share the working directory, and on each of them one
+  runs the stage's command under torchrun::
+
+      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 \\
+          --rdzv-id sft_72b src/train.py --params train.sft_72b ...
+
+  FIRST is the name of one of the machines. What dvc removes before it runs a stage (its outputs)
+  has to be removed by hand; ``dvc commit STAGE`` afterwards takes in what was made.
+
+Under torchrun, on one machine or many, RANK is set, and ``launch`` runs the worker right there:
+LOCAL_RANK picks the device (nvlm.parallel.mesh), rank 0 alone reports, and of the same error of
+many ranks one is told (nvlm.parallel.telling).
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +41,72 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nvlm.errors import UserError
+from nvlm.parallel.orphan import Ancestors
+from nvlm.parallel.slurm.job import RUN, run_job
+from nvlm.parallel.slurm.script import SlurmParams
 
 # More processes than this a core would only wait for one another.
 CPU_PROCESSES_PER_CORE = 4
 # What an orphaned rank gets to finish its step and save its state.
 SECONDS_TO_STOP = 7
+KINDS = ("local", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchParams:
+    """Where the ranks of a stage run. It changes no output, and no stage depends on it."""
+
+    kind: str  # local: on this machine; slurm: in a job
+    slurm: SlurmParams | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: {self.kind!r} should be one of {list(KINDS)}")
+        if self.kind == "slurm" and self.slurm is None:
+            raise ValueError("slurm: what conf/launch/slurm.yaml holds is missing")
+
+
+def launch_stage(
+    params: LaunchParams,
+    worker: Callable[..., None],
+    processes: int,
+    *args: Any,
+    name: str,
+    inputs: Iterable[Path],
+) -> None:
+    """Run ``worker(*args)`` of this stage's script in ``processes`` processes, as ``params`` say.
+
+    ``inputs``: small files that identify what the stage reads, such as a checkpoint's manifest.
+    With the command and ``args`` they determine the run: a job of Slurm that was submitted for the
+    same ones is waited for, and one whose parameters or inputs have changed since then refuses to
+    start. ``name``: of the job, for people. Raises UserError as ``launch`` and ``run_job`` do.
+    """
+    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    if "RANK" in os.environ:
+        if RUN in os.environ and os.environ[RUN] != _digest(command, args, inputs):
+            raise UserError(
+                "parameters or inputs have changed since this job was submitted: start it again"
+            )
+        worker(*args)
+    elif params.kind == "slurm":
+        assert params.slurm is not None
+        digest = _digest(command, args, inputs)
+        run_job(params.slurm, command, processes=processes, name=name, digest=digest)
+    else:
+        launch(worker, processes, *args)
+
+
+def _digest(command: list[str], args: tuple[Any, ...], inputs: Iterable[Path]) -> str:
+    digest = hashlib.sha256(repr((command, args)).encode())
+    for path in inputs:
+        # A rank says better what is missing.
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        digest.update(repr((str(path), content)).encode())
+    return digest.hexdigest()[:16]
 
 
 def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
-    """Run ``worker(*args)`` in ``processes`` processes with torchrun's environment set.
+    """Run ``worker(*args)`` in ``processes`` processes here with torchrun's environment set.
 
     ``worker`` must be importable by name. Under an outer launcher (RANK is set) it runs here.
     Raises UserError if the machine is too small, or with the message of a worker's UserError.
@@ -106,22 +181,12 @@ def _end_with(launcher: int) -> None:
 
 
 def _stop_when_orphaned() -> None:
-    """Stop the ranks once the shell that started this run, or that shell's parent, is gone.
-
-    dvc runs a stage through a shell. SIGTERM to dvc alone ends dvc, and leaves shell and stage.
-    """
-    ancestors = psutil.Process().parents()[:2]
-    while all(_is_alive(ancestor) for ancestor in ancestors):
+    """Stop the ranks once the shell that started this run, or that shell's parent, is gone."""
+    ancestors = Ancestors()
+    while not ancestors.gone():
         time.sleep(1)
     ranks = psutil.Process().children()
     for rank in ranks:
         rank.terminate()
     for rank in psutil.wait_procs(ranks, timeout=SECONDS_TO_STOP)[1]:
         rank.kill()
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -1,0 +1,44 @@
+"""What is wrong with a run, found before any rank starts: no torch, no tokenizer, no tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.manifest import read_manifest
+from nvlm.data.loader import LoaderParams
+from nvlm.errors import UserError
+from nvlm.train.params import TrainParams
+
+
+def check_run(params: TrainParams, checkpoint: Path) -> None:
+    """Raise UserError if ``checkpoint`` and ``params`` don't go together.
+
+    The checkpoint is whole and laid out for the grid, and a row of tokens holds all tiles of one
+    image. (That data ranks divide the global batch, TrainParams itself sees to.)
+    """
+    manifest = read_manifest(checkpoint)
+    laid_out, grid = manifest.grid, params.grid
+    if (laid_out.tensor, laid_out.pipeline) != (grid.tensor, grid.pipeline):
+        raise UserError(
+            f"{checkpoint} is laid out for tensor {laid_out.tensor} x pipeline {laid_out.pipeline},"
+            f" and grid asks for {grid.tensor} x {grid.pipeline}: change the layout, or the grid"
+        )
+    check_sequence(params.data, manifest.architecture)
+
+
+def check_sequence(data: LoaderParams, architecture: Architecture) -> None:
+    """Raise UserError if ``data.sequence_length`` can't hold the tiles of the largest image."""
+    if architecture.vision is None:
+        return
+    tiles = data.max_tiles + (data.thumbnail and data.max_tiles > 1)
+    a_tile = architecture.vision.tokens_per_tile
+    tags = tiles if data.tile_tags else 0  # each of them is one token or more
+    needed = tiles * a_tile + tags
+    if data.sequence_length < needed:
+        tagged = f" and {tags} tags" if tags else ""
+        raise UserError(
+            f"data.sequence_length: {data.sequence_length} tokens cannot hold the {tiles} tiles of "
+            f"one image ({a_tile} tokens each{tagged}): at least {needed} and the text, or fewer "
+            "data.max_tiles"
+        )
