@@ -93,8 +93,12 @@ AFFECTED = [
     ("train.sft_34b.steps=7", after_sft("34b")),
     ("train.pretrain_34b.clip_grad=1", after_pretraining("34b")),
     (
-        "train.pretrain_72b.data.blend.digit_text=0.25",
-        inspected("pretrain", "72b") | after_pretraining("72b"),
+        "data.blends.pretrain.digit_text=0.25",
+        inspected("pretrain", *BRANCHES) | after_pretraining("34b") | after_pretraining("72b"),
+    ),
+    (
+        "data.blends.sft.easy_vqa=0.5",
+        inspected("sft", *BRANCHES) | after_sft("34b") | after_sft("72b"),
     ),
     (
         "train.sft_72b.grid.pipeline=4",
