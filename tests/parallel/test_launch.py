@@ -1,6 +1,9 @@
 """Launching ranks: results, one-sentence errors, and machines that are too small."""
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import torch.distributed as dist
 from nvlm.errors import UserError
 from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_place(directory: Path) -> None:
@@ -58,3 +63,42 @@ def test_a_grid_larger_than_the_machine_is_refused():
 def test_a_grid_that_is_not_the_number_of_processes_is_refused():
     with pytest.raises(UserError, match="tensor 3 x pipeline 1 x data 1 needs 3 processes, not 2"):
         launch(wrong_grid, 2)
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """Runs tests/parallel/stage.py under two torchruns of one rank each, as on two machines."""
+    (tmp_path / "params.yaml").write_text("launch: {kind: local}")
+    (tmp_path / "input").touch()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+
+    def run(*arguments: str) -> tuple[list[int], str]:
+        machine = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        machine += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
+        command = [*machine, "--rdzv-id", "stage", ROOT / "tests/parallel/stage.py", *arguments]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "log").open("w") as log:
+            machines = [
+                subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+                for _ in range(2)
+            ]
+            codes = [machine.wait(timeout=120) for machine in machines]
+        return codes, (tmp_path / "log").read_text()
+
+    return run
+
+
+def test_ranks_on_two_machines_without_slurm(torchrun, tmp_path):
+    codes, log = torchrun("out")
+    assert codes == [0, 0], log
+    found = [(tmp_path / "out" / rank).read_text() for rank in "01"]
+    assert found == ["3.0 of local rank 0 on cpu"] * 2
+
+
+@pytest.mark.parametrize("failing", ["all", "1"])
+def test_an_error_of_ranks_on_two_machines_is_told_once(failing, torchrun):
+    codes, log = torchrun("out", failing)
+    assert 0 not in codes
+    assert log.count("error: the soup is cold: heat it\n") == 1

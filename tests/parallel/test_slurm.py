@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from tests.parallel.slurm_standin import install
 
 from compose_params import composed
@@ -270,3 +272,47 @@ def test_the_end_of_dvc_cancels_the_job(slurm):
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert [(job / "state").read_text() for job in submitted(slurm)] == ["CANCELLED"]
+
+
+@pytest.fixture
+def stage(slurm):
+    """Runs tests/parallel/stage.py as a user would, for nodes of one rank each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    params = replace(PARAMS, ranks_per_node=1, gpus=False, srun=[], setup=[], port=port)
+    section = {"launch": {"kind": "slurm", "slurm": asdict(params)}}
+    Path("params.yaml").write_text(yaml.safe_dump(section))
+    Path("input").write_text("1")
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, ROOT / "tests/parallel/stage.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_ranks_really_run_in_the_job(stage, slurm):
+    """The rendered script, torchrun on each of two nodes, and their meeting on loopback."""
+    result = stage("out")
+    assert result.returncode == 0, result.stderr
+    expected = "3.0 of local rank 0 on cpu"
+    assert [(Path("out") / rank).read_text() for rank in "01"] == [expected, expected]
+    assert not list(RECORDS.glob("*.json"))
+
+
+def test_a_rank_that_fails_in_the_job_comes_back_in_one_sentence(stage, slurm):
+    result = stage("out", "all")
+    assert (result.returncode, result.stderr.count("error: ")) == (2, 1)
+    assert "error: the soup is cold: heat it (job 100)\n" in result.stderr
+    assert Path("logs/launch/stage-100.log").read_text().count("the soup is cold") == 1
+
+
+def test_a_job_whose_inputs_have_changed_does_not_start(stage, slurm):
+    """Between submission and start hours can pass, in which somebody edits params.yaml."""
+    Path("params.yaml").write_text(
+        Path("params.yaml").read_text().replace("setup: []", "setup: ['echo 2 > input']")
+    )
+    result = stage("out")
+    assert "error: parameters or inputs have changed since this job was submitted" in result.stderr
+    assert not Path("out").exists()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nvlm.checkpoint.architecture import Architecture
 from nvlm.checkpoint.manifest import read_manifest
-from nvlm.data.loader import LoaderParams
 from nvlm.errors import UserError
-from nvlm.train.params import TrainParams
+
+if TYPE_CHECKING:
+    from nvlm.data.loader import LoaderParams
+    from nvlm.train.params import TrainParams
 
 
 def check_run(params: TrainParams, checkpoint: Path) -> None:
@@ -38,7 +41,7 @@ def check_sequence(data: LoaderParams, architecture: Architecture) -> None:
     if data.sequence_length < needed:
         tagged = f" and {tags} tags" if tags else ""
         raise UserError(
-            f"data.sequence_length: {data.sequence_length} tokens cannot hold the {tiles} tiles of "
-            f"one image ({a_tile} tokens each{tagged}): at least {needed} and the text, or fewer "
-            "data.max_tiles"
+            f"data.sequence_length: {data.sequence_length} tokens cannot hold the tiles of one "
+            f"image ({tiles} of {a_tile} tokens{tagged}): make it more than {needed}, the text "
+            "comes on top, or lower data.max_tiles"
         )
