@@ -116,6 +116,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         return
     check_machine(processes)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than cores are 10 times slower
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; those here say when they show
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -126,6 +127,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        start_method=_start_method(),
     )
     with tempfile.TemporaryDirectory(prefix="nvlm-launch-") as directory:
         message = Path(directory) / "error"
@@ -157,9 +159,21 @@ def check_machine(processes: int) -> None:
         )
 
 
+def _start_method() -> str:
+    """Forked ranks share what this process has imported; CUDA does not survive a fork."""
+    if torch.cuda.is_available():
+        return "spawn"
+    import nvlm.parallel.state  # noqa: F401  transformers: seconds, once rather than once a rank
+
+    return "fork"
+
+
 def _run_worker(
     worker: Callable[..., None], launcher: int, message: Path, args: tuple[Any, ...]
 ) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # torchrun's own, which a fork inherits
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     try:
         worker(*args)
