@@ -13,8 +13,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
@@ -35,7 +35,8 @@ PATTERNS = [
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    "tokenizer*.json",
+    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -98,12 +99,12 @@ def _from_directory(source: Path, destination: Path) -> None:
     if not source.is_dir():
         raise UserError(f"{source} is missing: run the stage that makes it")
     for path in sorted(source.iterdir()):
-        if path.is_file() and any(path.match(pattern) for pattern in PATTERNS):
+        if path.is_file() and _is_needed(path.name):
             link_file(source, destination, path.name)
 
 
 def _from_cache(source: SourceParams, destination: Path) -> str:
-    """Link the model from the Hub's cache; return the commit."""
+    """Copy the model from the Hub's cache, which may hold more of it; return the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -117,7 +118,7 @@ def _from_cache(source: SourceParams, destination: Path) -> str:
             "name a directory"
         ) from error
     for path in sorted(Path(cached).iterdir()):
-        if path.is_file():
+        if path.is_file() and _is_needed(path.name):
             shutil.copyfile(path, destination / path.name)  # the cache has links of its own
     return Path(cached).name
 
@@ -144,9 +145,12 @@ def _from_hub(source: SourceParams, partial: Path, destination: Path) -> dict[st
 def _needed(siblings: list[RepoSibling]) -> Iterator[RepoSibling]:
     """Those of a repository's files that a model is made of; none of them in a folder."""
     for file in sorted(siblings, key=lambda file: file.rfilename):
-        name = PurePosixPath(file.rfilename)
-        if len(name.parts) == 1 and any(fnmatch(name.name, pattern) for pattern in PATTERNS):
+        if "/" not in file.rfilename and _is_needed(file.rfilename):
             yield file
+
+
+def _is_needed(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in PATTERNS)
 
 
 def _fetch(api: Any, repo: str, commit: str, file: RepoSibling, kept: Path) -> None:

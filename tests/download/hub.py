@@ -81,6 +81,8 @@ def running(hub):
             }
             if fault == "wrong byte":
                 data = bytes([data[0] ^ 1]) + data[1:]
+            if fault == "short":
+                data = data[:-1]
             self.send(data, headers, with_body, breaks_off=fault == "breaks off")
 
         def send(self, data, headers, with_body, *, breaks_off=False):

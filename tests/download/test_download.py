@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from huggingface_hub import constants, hf_hub_download
 from tests.download.hub import COMMIT, Hub, running
 
 import licences
@@ -24,6 +25,7 @@ def hub(monkeypatch):
             "README.md": b"# Model",
             "pytorch_model.bin": b"\x80pickle",
             "modeling.py": b"import os",
+            "tokenizer_own.py": b"import os",
         }
     )
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
@@ -85,6 +87,17 @@ def test_a_byte_that_stays_wrong_is_an_error(hub, name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_of_another_size_than_listed(hub, name, tmp_path):
+    hub.faults = [(name, "short")]
+    download(source(), tmp_path / "out")
+    assert fetched(tmp_path / "out")[name] == hub.files[name]
+    hub.faults = [(name, "short")] * 100
+    with pytest.raises(UserError, match=r"owner/model at 0123.*"):
+        download(source(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_hub_is_asked_again(hub, status, tmp_path):
     hub.faults = [("/api/", status), ("tokenizer.json", status)]
@@ -118,7 +131,13 @@ def test_the_token_comes_from_the_environment(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_loopback")
     download(source(), tmp_path / "out")
     assert {token for *_, token in hub.requests} == {"Bearer hf_loopback"}
-    assert b"hf_loopback" not in b"".join(fetched(tmp_path / "out").values())
+    hub.faults = [("tokenizer.json", 404)] * 20
+    with pytest.raises(UserError) as stopped:
+        download(source(), tmp_path / "broken")
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(".broken.download.partial" in str(path) for path in kept)
+    assert not any(b"hf_loopback" in path.read_bytes() for path in kept)
+    assert "hf_loopback" not in str(stopped.value)
 
 
 def test_no_hub_in_reach(tmp_path, monkeypatch):
@@ -138,6 +157,27 @@ def test_a_local_mirror(tmp_path):
     (mirror / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model\.safetensors"):
         download(source(directory=str(mirror)), tmp_path / "other")
+
+
+def test_the_hubs_cache_serves_without_a_network(hub, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    for name in hub.files:
+        hf_hub_download("owner/model", name, revision="main", endpoint=os.environ["HF_ENDPOINT"])
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for revision in ("main", COMMIT):
+        download(source(revision), tmp_path / revision)
+        files = fetched(tmp_path / revision)
+        # Of the cache's files those that a model is made of, and of the branch its commit.
+        names = ["config.json", "model.safetensors", "source.json", "tokenizer.json"]
+        assert sorted(files) == names
+        assert files["model.safetensors"] == WEIGHTS
+        assert json.loads(files["source.json"])["revision"] == COMMIT
+        assert not any(path.is_symlink() for path in (tmp_path / revision).iterdir())
+    with pytest.raises(UserError, match="owner/model at other is not in the cache"):
+        download(source("other"), tmp_path / "other")
+    assert not hub.requests
 
 
 def test_licences_are_listed(hub, tmp_path, monkeypatch):
