@@ -20,6 +20,7 @@ many ranks one is told (nvlm.parallel.telling).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -139,7 +140,10 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         except ChildFailedError as error:
             if message.is_file():
                 raise UserError(message.read_text()) from None
-            rank, failure = error.get_first_failure()
+            # Others lose their connection to one that was killed, and end in the same second.
+            rank, failure = min(
+                error.failures.items(), key=lambda of: (of[1].exitcode >= 0, of[1].timestamp)
+            )
             raise UserError(
                 f"rank {rank} ended with exit code {failure.exitcode}; its output above says why"
             ) from None
@@ -165,12 +169,14 @@ def _start_method() -> str:
         return "spawn"
     import nvlm.parallel.state  # noqa: F401  transformers: seconds, once rather than once a rank
 
+    gc.collect()  # what an earlier launch left has threads, which only this process can end
     return "fork"
 
 
 def _run_worker(
     worker: Callable[..., None], launcher: int, message: Path, args: tuple[Any, ...]
 ) -> None:
+    gc.freeze()  # nor may a rank collect the launcher's store: it would wait for a thread for ever
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # torchrun's own, which a fork inherits
     signal.signal(signal.SIGINT, signal.default_int_handler)
