@@ -1,6 +1,7 @@
 """Shards on disk: the same bytes twice, read by Energon itself, corrupt images counted."""
 
 import hashlib
+import io
 import json
 import tarfile
 
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from megatron.energon.tools.lint import command as lint
 from tests.data.pictures import encoded_image
 
+from nvlm.data import shards
 from nvlm.data.datasets import DatasetParams
 from nvlm.data.prepare import prepare_dataset
 from nvlm.errors import UserError
@@ -58,6 +60,21 @@ def test_the_same_bytes_twice(tmp_path):
     assert {"shard-000000.tar", "shard-000001.tar", ".nv-meta/index.sqlite"} <= names.keys()
     counts = json.loads((tmp_path / "first.json").read_text())
     assert counts == {"samples": 30, "shards": 2, "skipped": 0}
+
+
+@pytest.mark.parametrize("at_once", [1, 5000, shards.WRITTEN_AT_ONCE])
+def test_a_shard_is_the_archive_that_python_writes(at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "WRITTEN_AT_ONCE", at_once)
+    given = params(source="digit_questions", samples=9, samples_per_shard=9)
+    prepare_dataset(given, tmp_path / "out", tmp_path / "m.json")
+    shard = tmp_path / "out" / "shard-000000.tar"
+    again = io.BytesIO()
+    with tarfile.open(shard) as tar, tarfile.TarFile(None, "w", again, tarfile.USTAR_FORMAT) as to:
+        for member in tar:
+            entry = tarfile.TarInfo(member.name)
+            entry.size = member.size
+            to.addfile(entry, tar.extractfile(member))
+    assert shard.read_bytes() == again.getvalue()
 
 
 def test_energon_finds_nothing_wrong(datasets):

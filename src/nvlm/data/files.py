@@ -10,7 +10,7 @@ import io
 import tarfile
 import zipfile
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from nvlm.data.records import BadRecordError
@@ -56,7 +56,7 @@ class FileStore:
         path = root / name
         if not path.is_file():
             return None
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not path.resolve().is_relative_to(_resolved(root)):
             raise BadRecordError(f"the path {name!r} leads out of the dataset")
         return path.read_bytes()
 
@@ -64,6 +64,11 @@ class FileStore:
         if root not in self._open:
             self._open[root] = _Archive(root)
         return self._open[root]
+
+
+@cache
+def _resolved(root: Path) -> Path:
+    return root.resolve()  # a look at every folder above, which each image would need again
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import os
 import tarfile
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nvlm.data.images import EXTENSIONS, storable
 from nvlm.data.records import BadRecord, BadRecordError, Content, Dialogue, Record
 from nvlm.errors import UserError
 
-COPY_BYTES = 2**20  # written at once
+WRITTEN_AT_ONCE = 4 * 2**20  # bytes; as many are being digested meanwhile
 _NAMESPACE = uuid.UUID("6f1b3c1e-58a1-5d0e-9d0f-3a5a2f0c7a61")
 
 # What Energon runs to make a sample of a stored dialogue. A field map cannot name a list of images.
@@ -64,24 +64,19 @@ def write_shard(
     path = shard_path(directory, number)
     partial = path.with_suffix(".partial")
     samples, skipped = 0, []
-    with _DigestingFile(partial, "wb") as file:
-        with tarfile.TarFile(
-            fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES
-        ) as tar:
-            for place, entry in enumerate(entries, start=first):
-                try:
-                    _add_sample(tar, f"{place:09d}", entry)
-                    samples += 1
-                except BadRecordError as error:
-                    skipped.append({"record": _name(entry), "reason": str(error)})
-        os.fsync(file.fileno())
+    with _ArchiveWriter(partial) as archive:
+        for place, entry in enumerate(entries, start=first):
+            try:
+                _add_sample(archive, f"{place:09d}", entry)
+                samples += 1
+            except BadRecordError as error:
+                skipped.append({"record": _name(entry), "reason": str(error)})
+        digest = archive.finish()
     if samples:
         partial.rename(path)
     else:
         partial.unlink()
-    return ShardReport(
-        samples=samples, sha256=file.digest.hexdigest() if samples else "", skipped=skipped
-    )
+    return ShardReport(samples=samples, sha256=digest if samples else "", skipped=skipped)
 
 
 def index_shards(
@@ -133,19 +128,68 @@ def report_json(report: ShardReport) -> str:
     return json.dumps(asdict(report), ensure_ascii=False)
 
 
-class _DigestingFile(io.FileIO):
-    """A file that digests what is written to it, so that nothing is read back for it."""
+class _ArchiveWriter:
+    """Writes a tar archive (POSIX ustar), and digests it meanwhile in a thread of its own.
 
-    def __init__(self, path: Path, mode: str) -> None:
-        super().__init__(path, mode)
-        self.digest = hashlib.sha256()
+    So nothing is read back for the digest, nor copied for it. Python's tarfile gives the same bytes
+    but copies each file's once more.
+    """
 
-    def write(self, data: Any, /) -> int:
-        self.digest.update(data)
-        return super().write(data)
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._thread = ThreadPoolExecutor(1)
+        self._digest = hashlib.sha256()
+        self._digesting: Future[None] | None = None
+        self._pending: list[bytes] = []  # neither written nor digested yet
+        self._pending_bytes = self._bytes = 0
+
+    def __enter__(self) -> _ArchiveWriter:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a file."""
+        entry = tarfile.TarInfo(name)  # time, user and group are 0 and empty
+        entry.size = len(data)
+        entry.mode = 0o644
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        self._append(entry.tobuf(tarfile.USTAR_FORMAT), data, padding)
+
+    def finish(self) -> str:
+        """End the archive and flush it to the disk; return its SHA-256."""
+        self._append(bytes(2 * tarfile.BLOCKSIZE))
+        self._append(bytes(-self._bytes % tarfile.RECORDSIZE))
+        self._write()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        assert self._digesting is not None
+        self._digesting.result()
+        return self._digest.hexdigest()
+
+    def _append(self, *parts: bytes) -> None:
+        self._pending += parts
+        added = sum(map(len, parts))
+        self._bytes += added
+        self._pending_bytes += added
+        if self._pending_bytes >= WRITTEN_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        parts, self._pending, self._pending_bytes = self._pending, [], 0
+        if self._digesting is not None:
+            self._digesting.result()  # no more is held in memory
+        self._digesting = self._thread.submit(self._update, parts)
+        self._file.writelines(parts)
+
+    def _update(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self._digest.update(part)
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, entry: Record | BadRecord) -> None:
+def _add_sample(archive: _ArchiveWriter, key: str, entry: Record | BadRecord) -> None:
     """Append one sample, all of it or nothing; raises BadRecordError."""
     if isinstance(entry, BadRecord):
         raise BadRecordError(entry.reason)
@@ -155,17 +199,10 @@ def _add_sample(tar: tarfile.TarFile, key: str, entry: Record | BadRecord) -> No
     numbered = isinstance(entry.content, Dialogue)
     for number, image in enumerate(images):
         part = f"{number}.{image.extension}" if numbered else image.extension
-        _add(tar, f"{key}.{part}", image.data)
+        archive.add(f"{key}.{part}", image.data)
     size = (images[0].width, images[0].height) if images else (0, 0)
     text = json.dumps(entry.annotation(*size), sort_keys=True, ensure_ascii=False)
-    _add(tar, f"{key}.json", text.encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # time, user and group are 0 and empty
-    entry.size = len(data)
-    entry.mode = 0o644
-    tar.addfile(entry, io.BytesIO(data))
+    archive.add(f"{key}.json", text.encode())
 
 
 def _name(entry: Record | BadRecord) -> str:
