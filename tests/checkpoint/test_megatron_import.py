@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoint.build import PROJECTOR, build_combined
+from tests.checkpoint.megatron import FILE, edit, refused
 
 from nvlm.checkpoint.manifest import check_digests, read_manifest
 from nvlm.checkpoint.megatron_export import export_megatron
@@ -21,8 +22,6 @@ from nvlm.checkpoint.megatron_import import ImportOptions, import_megatron
 from nvlm.checkpoint.pt_reader import PtFile
 from nvlm.checkpoint.reshard import reshard
 from nvlm.errors import UserError
-
-FILE = "iter_0000001/mp_rank_01/model_optim_rng.pt"
 
 
 @pytest.fixture
@@ -51,20 +50,6 @@ def megatron_enums(monkeypatch):
         for name, module in package.items():
             patch.setitem(sys.modules, name, module)
         yield {"model_type": ModelType.encoder_or_decoder, "attention_backend": AttnBackend.auto}
-
-
-def edit(directory, change, file=FILE):
-    path = directory / file
-    content = torch.load(path, weights_only=False)
-    change(content)
-    torch.save(content, path)
-
-
-def refused(directory, complaint, **options):
-    before = set(directory.parent.iterdir())
-    with pytest.raises(UserError, match=complaint):
-        import_megatron(directory, directory.parent / "out", ImportOptions(**options))
-    assert set(directory.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("stages", [(4,), (1, 3), (1, 1, 1, 1)])
@@ -179,8 +164,12 @@ def test_getattr_reaches_enums_only(tmp_path):
             r"output_layer\.weight has shape \[3, 3\], not \[56, 32\]",
         ),
         (
-            lambda m: m.update({"vision_model.class_token": torch.ones(1, 1, 24)}),
-            r"the weights are of bfloat16 .*, float32",
+            lambda m: m.update({"vision_model.class_token": torch.full((1, 1, 24), 0.1)}),
+            r"class_token is of torch\.float32 beside torch\.bfloat16, which would round it",
+        ),
+        (
+            lambda m: m.update({"vision_model.class_token": torch.ones(1, 1, 24).double()}),
+            r"class_token is of float64, not of one of float32",
         ),
         (
             lambda m: m.pop("language_model.decoder.final_layernorm.weight"),
@@ -263,20 +252,6 @@ def test_namespace_of_the_process_is_left_alone(tmp_path):
     with pytest.raises(UserError):
         PtFile(tmp_path / "x.pt")
     assert not hasattr(argparse.Namespace, "stain")
-
-
-def test_a_tower_alone_as_upstreams_converter_writes_it(tmp_path):
-    """Its file holds nothing but the model: how wide a head is has to be said."""
-    build_combined(tmp_path)
-    export_megatron(tmp_path / "vision", tmp_path / "megatron")
-    for rank in ("00", "01"):
-        name = f"iter_0000001/mp_rank_{rank}/model_optim_rng.pt"
-        edit(tmp_path / "megatron", lambda c: [c.pop(k) for k in list(c) if k != "model"], name)
-    refused(tmp_path / "megatron", "heads of 128 do not make up 24 channels: give --vision-heads")
-    options = ImportOptions(vision_heads=3)
-    manifest = import_megatron(tmp_path / "megatron", tmp_path / "out", options)
-    assert manifest.files == read_manifest(tmp_path / "vision").files
-    assert manifest.architecture == read_manifest(tmp_path / "vision").architecture
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--tokenizer", type=Path, metavar="HF_DIR", help="where its files are")
     added.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="cast to it (default: as it is, or as the decoder if that rounds no value)",
+    )
+    added.add_argument(
         "--fresh-projector", action="store_true", help="draw one where the files have none"
     )
     _projector(added)
@@ -204,6 +209,7 @@ def _import_megatron(arguments: argparse.Namespace) -> None:
         rope_theta=arguments.rope_theta,
         vision_heads=arguments.vision_heads,
         tokenizer=arguments.tokenizer,
+        dtype=arguments.dtype,
         projector=_projector_params(arguments) if arguments.fresh_projector else None,
     )
     decoder = import_megatron(arguments.source, arguments.out, options).architecture.language

@@ -109,17 +109,16 @@ def vision_from_args(
     """The tower of a file whose tensors have ``shapes`` (names relative to ``vision_model.``).
 
     Megatron's ``args`` don't describe it: unless ``heads`` says how many, they are as wide as the
-    decoder's. Raises UserError if that can't be.
+    decoder's, or as InternViT's if the shards with their dummy heads are of that width. Raises
+    UserError if neither can be.
     """
     hidden = shapes["class_token"][-1]
     patch = shapes["conv1.weight"][-1]
     side = math.isqrt(shapes["position_embeddings.weight"][0] - 1)
-    head = args.get("kv_channels") or VISION_HEAD_SIZE
     own = _own(args).get("vision")
     own = own if isinstance(own, dict) else {}
-    heads = heads or own.get("heads") or hidden // head
-    if not heads or hidden % heads:
-        raise UserError(f"heads of {head} do not make up {hidden} channels: give --vision-heads")
+    width = shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] * tensor
+    heads = heads or own.get("heads") or _vision_heads(args, hidden, width, tensor)
     return VisionArchitecture(
         hidden_size=hidden,
         layers=layers,
@@ -128,6 +127,20 @@ def vision_from_args(
         image_size=side * patch,
         patch_size=patch,
         norm_epsilon=own.get("norm_epsilon", VISION_EPSILON),
+    )
+
+
+def _vision_heads(args: Mapping[str, Any], hidden: int, width: int, tensor: int) -> int:
+    """Heads of ``hidden`` channels that take ``width`` with dummy heads for ``tensor`` ranks."""
+    sizes = (args.get("kv_channels"), VISION_HEAD_SIZE)
+    for size in sizes:
+        if isinstance(size, int) and size > 0 and hidden % size == 0:
+            heads = hidden // size
+            if -(-heads // tensor) * tensor * size == width:
+                return heads
+    raise UserError(
+        f"{hidden} channels of the tower, {width} with dummy heads for {tensor} ranks, are no "
+        f"heads of {' or '.join(str(size) for size in sizes if size)}: give --vision-heads"
     )
 
 

@@ -36,6 +36,7 @@ from nvlm.checkpoint.writing import Job, write_parts
 from nvlm.errors import UserError
 
 RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
+WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 LAYER = re.compile(r"(vision_model|language_model)\.decoder\.layers\.(\d+)\.")
 
 
@@ -47,6 +48,7 @@ class ImportOptions:
     rope_theta: float | None = None  # upstream's converters store 10000 whatever the model
     vision_heads: int | None = None  # of the tower, without dummies
     tokenizer: Path | None = None  # a directory with its files
+    dtype: str | None = None  # to cast to; None: the files', or the decoder's where they have two
     # Draws the projector that upstream's combined checkpoints lack.
     projector: ProjectorParams | None = None
 
@@ -72,7 +74,7 @@ def import_megatron(source: Path, destination: Path, options: ImportOptions) -> 
     tokenizer = options.tokenizer or source / "tokenizer"
     total = sum(rank.file.path.stat().st_size for rank in ranks.values())
     with new_checkpoint(destination) as target:
-        files = write_parts(target, _jobs(ranks, manifest, projector), total, "import")
+        files = write_parts(target, _jobs(ranks, manifest, projector, options), total, "import")
         if options.tokenizer or any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
             files |= link_tokenizer(tokenizer, target)
         manifest = manifest.with_files(files)
@@ -81,7 +83,11 @@ def import_megatron(source: Path, destination: Path, options: ImportOptions) -> 
 
 
 def _iteration_directory(source: Path) -> tuple[Path, int]:
-    """The directory of the latest iteration, which ``source`` may itself be."""
+    """The directory of the latest iteration, which ``source`` may itself be.
+
+    ``internvit_converter.py`` writes an iteration without noting it as the latest: the only one
+    counts then.
+    """
     latest = source / LATEST
     if latest.is_file():
         text = latest.read_text(errors="replace").strip()
@@ -92,8 +98,15 @@ def _iteration_directory(source: Path) -> tuple[Path, int]:
             if text == "release"
             else (source / f"iter_{int(text):07d}", int(text))
         )
-    found = re.fullmatch(r"iter_(\d+)", source.name)
-    return source, int(found[1]) if found else 0
+    iterations = sorted(source.glob("iter_*"))
+    if len(iterations) > 1:
+        raise UserError(
+            f"{source} has {len(iterations)} iterations and no {LATEST}: give one of them, such as "
+            f"{iterations[-1].name}"
+        )
+    directory = iterations[0] if iterations else source
+    found = re.fullmatch(r"iter_(\d+)", directory.name)
+    return directory, int(found[1]) if found else 0
 
 
 def _open_ranks(directory: Path) -> dict[tuple[int, int], _RankFile]:
@@ -159,7 +172,7 @@ def _describe(
         architecture=architecture,
         grid=Grid(tensor=tensor, pipeline=pipeline, layers_per_stage=stages if language else ()),
         vocabulary=vocabulary,
-        dtype=_dtype(ranks),
+        dtype=options.dtype or _dtype(ranks),
         sources=sources_from_args(args, parts, source, iteration),
         files={},
     )
@@ -192,7 +205,7 @@ def _vision(
 def _vocabulary(
     first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
 ) -> Vocabulary:
-    name = f"{LANGUAGE}.embedding.word_embeddings.weight"
+    name = f"{LANGUAGE}.{WORD_EMBEDDINGS}"
     if name not in first.tensors:
         raise UserError(f"{first.file.path} lacks {name}")
     padded = first.tensors[name].shape[0] * tensor
@@ -208,17 +221,27 @@ def _count_layers(names: Mapping[str, object], half: str) -> int:
 
 
 def _dtype(ranks: Mapping[tuple[int, int], _RankFile]) -> str:
-    found = {
-        str(entry.dtype).removeprefix("torch."): name
-        for rank in ranks.values()
-        for name, entry in rank.tensors.items()
-    }
-    if len(found) != 1 or not found.keys() <= DTYPES.keys():
-        listed = ", ".join(f"{dtype} ({name})" for dtype, name in sorted(found.items()))
-        raise UserError(
-            f"the weights are of {listed}: all have to be of one of {', '.join(DTYPES)}"
-        )
-    return next(iter(found))
+    """The dtype of the weights: the decoder's where the tower has another.
+
+    ``internvit_converter.py`` leaves the tower in float32 where transformers loads it so (all 4.x
+    do), and ``combine_state_dicts.py`` puts it beside a decoder of bfloat16.
+    """
+    tensors = ranks[0, 0].tensors
+    table = tensors.get(f"{LANGUAGE}.{WORD_EMBEDDINGS}") or next(iter(tensors.values()))
+    return _dtype_name(table)
+
+
+def _check_dtypes(rank: _RankFile) -> None:
+    for name, entry in rank.tensors.items():
+        if _dtype_name(entry) not in DTYPES:
+            raise UserError(
+                f"{rank.file.path}: {name} is of {_dtype_name(entry)}, not of one of "
+                f"{', '.join(DTYPES)}"
+            )
+
+
+def _dtype_name(entry: TensorEntry) -> str:
+    return str(entry.dtype).removeprefix("torch.")
 
 
 def _projector(
@@ -240,12 +263,15 @@ def _jobs(
     ranks: Mapping[tuple[int, int], _RankFile],
     manifest: Manifest,
     projector: Mapping[str, Tensor] | None,
+    options: ImportOptions,
 ) -> Iterator[Job]:
     """What reads every part; all names and shapes are checked before the first is made."""
     architecture, size = manifest.architecture, manifest.grid.tensor
     padded = manifest.vocabulary.padded if manifest.vocabulary else None
+    dtype, exact = getattr(torch, manifest.dtype), options.dtype is None
     jobs: list[Job] = []
     for (tensor, stage), rank in ranks.items():
+        _check_dtypes(rank)
         left = set(rank.tensors)
         for part, number in stage_parts(architecture, manifest.grid, stage):
             if part == PROJECTION and projector is not None:
@@ -263,7 +289,7 @@ def _jobs(
                     )
                 left.remove(full)
                 chosen[name] = rank.tensors[full]
-            jobs.append((tensor, part, partial(_read, rank.file, chosen)))
+            jobs.append((tensor, part, partial(_read, rank.file, chosen, dtype, exact)))
         if left:
             raise UserError(f"{rank.file.path} has an unexpected tensor {min(left)}: refused")
     return iter(jobs)
@@ -276,5 +302,19 @@ def _full_name(architecture: Architecture, part: str, number: int, name: str) ->
     return short if architecture.vision and architecture.language else f"{half}.{short}"
 
 
-def _read(file: PtFile, entries: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
-    return dict(zip(entries, file.read(entries.values()), strict=True))
+def _read(
+    file: PtFile, entries: Mapping[str, TensorEntry], dtype: torch.dtype, exact: bool
+) -> dict[str, Tensor]:
+    """The tensors of ``entries`` as ``dtype``.
+
+    Raises UserError if ``exact`` and one of another dtype has a value that ``dtype`` would round.
+    """
+    tensors = dict(zip(entries, file.read(entries.values()), strict=True))
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(dtype)
+        if exact and not torch.equal(tensors[name].to(tensor.dtype), tensor):
+            raise UserError(
+                f"{file.path}: {name} is of {tensor.dtype} beside {dtype}, which would round it: "
+                "allow that with --dtype"
+            )
+    return tensors
