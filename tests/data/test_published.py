@@ -53,6 +53,8 @@ def test_every_layout_has_a_fixture():
 def test_every_dataset_of_the_paper_has_valid_parameters(group):
     names = FULL.data[group]
     assert len(names) == {"pretrain": 18, "sft": 97}[group]
+    # Each has its share of the blend, and nothing else has.
+    assert FULL.data.blends[group].keys() == names.keys()
     for name in names:
         parse_params(names[name], DatasetParams, f"data.{group}.{name}")
     if group == "pretrain":

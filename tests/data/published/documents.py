@@ -87,7 +87,7 @@ DOCUMENTS = {
     ),
     "docvqa": Published(
         {
-            "train_v1.0_withQT.json": {
+            "spdocvqa_qas/train_v1.0_withQT.json": {
                 "dataset_name": "SP-DocVQA",
                 "data": [
                     {
@@ -96,12 +96,14 @@ DOCUMENTS = {
                         "question_types": ["form"],
                         "image": "documents/xnbl0037_1.png",
                         "docId": 279,
+                        "ucsf_document_id": "xnbl0037",
+                        "ucsf_document_page_no": "1",
                         "answers": ["1/8/93", "1/8/1993"],
                         "data_split": "train",
                     }
                 ],
             },
-            "documents/xnbl0037_1.png": JPEG,
+            "spdocvqa_images/xnbl0037_1.png": JPEG,
         },
         [
             Question(
@@ -111,7 +113,7 @@ DOCUMENTS = {
     ),
     "infographicvqa": Published(
         {
-            "infographicsVQA_train_v1.0.json": {
+            "infographicsvqa_qas/infographicsVQA_train_v1.0.json": {
                 "data": [
                     {
                         "questionId": 65718,
