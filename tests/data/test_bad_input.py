@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from tests.data.pictures import encoded_image
 
 from nvlm.data.datasets import DatasetParams
+from nvlm.data.directory import read_records
 from nvlm.data.files import FileStore
 from nvlm.data.images import storable
 from nvlm.data.layouts import Layout, read_layout
@@ -183,16 +184,57 @@ def test_a_decompression_bomb(prepared):
     assert "decompression bomb" in skipped[0]["reason"]
 
 
-def test_a_missing_annotation_field_and_an_empty_answer(prepared):
-    parts, skipped = prepared(
-        {"a.jpg": JPEG, "b.jpg": JPEG, "c.jpg": JPEG}, captions=["fine", None, "  "]
-    )
-    assert len(parts) == 2
-    assert [line["record"] for line in skipped] == [
-        "annotations.jsonl, line 2",
-        "annotations.jsonl, line 3",
+def test_a_decompression_bomb_in_a_shard(prepared, first_tiles, monkeypatch):
+    # As where a shard comes from elsewhere: it is skipped, and training goes on.
+    prepared({"large.jpg": JPEG, "small.jpg": encoded_image("JPEG", size=(48, 48))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    tiles, text = first_tiles()
+    assert len(tiles) == 1
+    assert "small.jpg" in text
+
+
+def rows_of(tmp_path, rows):
+    """What ``rows`` about one picture become: contents, and where and why there is none."""
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "annotations.jsonl").write_text(lines)
+    records = list(read_records(tmp_path))
+    return [
+        f"{line.name}: {line.reason}" if isinstance(line, BadRecord) else line.content
+        for line in records
     ]
-    assert [line["reason"] for line in skipped] == ["'None' is no text", "the caption is empty"]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"caption": "x"}, "image"),
+        ({"image": "a.jpg"}, "question"),
+        ({"image": "a.jpg", "question": "x?"}, "answers"),
+        ({"image": "a.jpg", "question": "x?", "choices": ["x", "y"]}, "correct"),
+    ],
+)
+def test_a_missing_annotation_field(row, field, tmp_path):
+    reason, fine = rows_of(tmp_path, [row, {"image": "a.jpg", "caption": "x"}])
+    assert reason == f"annotations.jsonl, line 1: the field {field!r} is missing ({field!r})"
+    assert fine.caption == "x"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "x?", "answers": ""}, "the answer is empty"),
+        ({"question": "x?", "answers": []}, "no answer"),
+        ({"question": "x?", "answers": ["  \n"]}, "the answer is empty"),
+        ({"caption": "  "}, "the caption is empty"),
+        ({"caption": None}, "'None' is no text"),
+        ({"turns": [{"from": "human", "value": "x?"}]}, "without an answer"),
+        ({"turns": [{"from": "human", "value": "x?"}, {"from": "gpt", "value": ""}]}, "is empty"),
+    ],
+)
+def test_an_empty_answer(row, words, tmp_path):
+    (reason,) = rows_of(tmp_path, [{"image": "a.jpg", **row}])
+    assert words in reason
 
 
 def test_duplicate_keys(prepared, tmp_path):

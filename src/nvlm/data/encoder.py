@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Samples among which packing chooses: more would fill rows better, but hold more tiles in memory.
 PACKING_BUFFER = 64
+# What Pillow raises, by format and damage; a shard can also hold what preparation refuses.
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # So many unusable samples in a row mean a wrong parameter or damaged data, not an odd sample.
 MAX_CONSECUTIVE_SKIPPED = 1000
 
@@ -90,16 +92,12 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
         rng = np.random.default_rng([self.params.seed, self.current_sample_index])
-        try:
-            images = [Image.open(io.BytesIO(image)) for image in images_of(sample)]
-            template = cast(Template, self.params.template)
-            size = images[0].size if images else None
-            turns = conversation_of(sample, rng, template, size)
-            encoded, tiling = self._fitting([image.size for image in images], turns)
-            tiles = [tile_image(image, self.vision.image_size, tiling) for image in images]
-        except OSError as error:  # what Pillow raises for data that it cannot decode
-            self.unreadable += 1
-            self._skip(f"the image of {sample.__key__} cannot be decoded: {error}")
+        images = self._decoded(sample)
+        template = cast(Template, self.params.template)
+        size = images[0].size if images else None
+        turns = conversation_of(sample, rng, template, size)
+        encoded, tiling = self._fitting([image.size for image in images], turns)
+        tiles = [tile_image(image, self.vision.image_size, tiling) for image in images]
         self._consecutive_skipped = 0
         side = self.vision.image_size
         none = np.zeros((0, side, side, 3), dtype=np.uint8)
@@ -122,6 +120,18 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     def batch(self, samples: list[Row]) -> Batch:
         """The rows as tensors."""
         return collate([row.samples for row in samples], self.params.sequence_length)
+
+    def _decoded(self, sample: Sample) -> list[Image.Image]:
+        """The images of ``sample``; one that cannot be decoded leaves the sample out."""
+        images: list[Image.Image] = []
+        try:
+            images += [Image.open(io.BytesIO(image)) for image in images_of(sample)]
+            for image in images:
+                image.load()
+        except UNDECODABLE as error:
+            self.unreadable += 1
+            self._skip(f"the image of {sample.__key__} cannot be decoded: {error}")
+        return images
 
     def _fitting(
         self, sizes: Sequence[tuple[int, int]], turns: Conversation
