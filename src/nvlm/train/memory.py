@@ -181,16 +181,16 @@ def norm_activations(language: LanguageArchitecture, params: TrainParams) -> int
 def layer_activations(language: LanguageArchitecture, params: TrainParams) -> int:
     """Bytes that autograd keeps of one decoder layer and micro-batch.
 
-    A token: both norms; queries, keys, values and attention's output 4 w h / t (keys are repeated
-    for their queries; 2 w (h + k) / t with FlashAttention), its logarithms 4 a / t; gate, its SiLU,
-    up and, where the decoder is trained, their product 4 w f / t; dropout 2 h.
+    A token: both norms; queries and attention's output 2 w h / t, keys and values 2 w k / t (2 w h
+    / t where SDPA has them repeated for their queries: not FlashAttention, nor a rank with one
+    group), logarithms 4 a / t; gate, its SiLU, up and, where the decoder is trained, their product
+    4 w f / t; dropout 2 h.
     """
     width, tensor = _width(params), params.grid.tensor
-    hidden, keys = language.hidden_size, language.query_groups * language.head_size
-    if params.attention == FLASH_ATTENTION:
-        attention = 2 * width * (hidden + keys) // tensor
-    else:
-        attention = 4 * width * hidden // tensor
+    hidden = language.hidden_size
+    repeated = params.attention != FLASH_ATTENTION and language.query_groups > tensor
+    keys = hidden if repeated else language.query_groups * language.head_size
+    attention = 2 * width * (hidden + keys) // tensor
     inner = (4 if _trains_decoder(params) else 3) * width * language.ffn_hidden_size // tensor
     dropout = 2 * hidden if params.hidden_dropout else 0
     norms = 2 * norm_activations(language, params)

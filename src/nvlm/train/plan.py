@@ -76,7 +76,7 @@ def plan_run(params: TrainParams, architecture: Architecture, padded_vocabulary:
     ).layers_per_stage
     states: dict[tuple[bool, bool], tuple[ModelState, list[int]]] = {}
     memories = []
-    with _rehearsal(params.grid) as mesh:
+    with rehearsal(params.grid) as mesh:
         for stage, layers in enumerate(grid):
             ends = stage == 0, stage == len(grid) - 1
             if ends not in states:  # the stages between the first and the last are alike
@@ -152,7 +152,7 @@ def _shard(model: NVLM, params: TrainParams, mesh: Mesh) -> tuple[ModelState, li
 
 
 @contextmanager
-def _rehearsal(grid: GridParams) -> Iterator[Mesh]:
+def rehearsal(grid: GridParams) -> Iterator[Mesh]:
     """The mesh of ``grid`` as its first rank sees it, with no other process behind it."""
     dist.init_process_group("fake", rank=0, world_size=grid.processes, store=FakeStore())
     try:
