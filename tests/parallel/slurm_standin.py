@@ -100,10 +100,16 @@ def scancel(arguments: list[str]) -> int:
 
 
 def srun(arguments: list[str]) -> int:
-    """Run the command once a node, all of them here."""
+    """Run the command, a torchrun, once a node, all of them here: the first is the meeting's host.
+
+    By name each of them would take itself for the host.
+    """
     while arguments[0].startswith("-"):
         arguments.pop(0)
-    nodes = [subprocess.Popen(arguments) for _ in range(int(os.environ["SLURM_NNODES"]))]
+    nodes = [
+        subprocess.Popen([arguments[0], "--rdzv-conf", f"is_host={node == 0}", *arguments[1:]])
+        for node in range(int(os.environ["SLURM_NNODES"]))
+    ]
     return max(node.wait() for node in nodes)
 
 

@@ -77,12 +77,19 @@ def torchrun(tmp_path):
     def run(*arguments: str) -> tuple[list[int], str]:
         machine = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         machine += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
-        command = [*machine, "--rdzv-id", "stage", ROOT / "tests/parallel/stage.py", *arguments]
+        stage = ["--rdzv-id", "stage", str(ROOT / "tests/parallel/stage.py"), *arguments]
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
         with (tmp_path / "log").open("w") as log:
             machines = [
-                subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-                for _ in range(2)
+                subprocess.Popen(
+                    # By its name, localhost, each of them would take itself for the host.
+                    [*machine, "--rdzv-conf", f"is_host={first}", *stage],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                )
+                for first in (True, False)
             ]
             codes = [machine.wait(timeout=120) for machine in machines]
         return codes, (tmp_path / "log").read_text()

@@ -33,7 +33,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -81,6 +81,7 @@ def launch_stage(
     With the command and ``args`` they determine the run: a job of Slurm that was submitted for the
     same ones is waited for, and one whose parameters or inputs have changed since then refuses to
     start. ``name``: of the job, for people. Raises UserError as ``launch`` and ``run_job`` do.
+    Under an outer launcher a rank that has done its work ends here: this does not return.
     """
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     if "RANK" in os.environ:
@@ -89,12 +90,24 @@ def launch_stage(
                 "parameters or inputs have changed since this job was submitted: start it again"
             )
         worker(*args)
+        _end_process()
     elif params.kind == "slurm":
         assert params.slurm is not None
         digest = _digest(command, args, inputs)
         run_job(params.slurm, command, processes=processes, name=name, digest=digest)
     else:
         launch(worker, processes, *args)
+
+
+def _end_process() -> NoReturn:
+    """End this rank as multiprocessing ends those of ``launch``: without taking Python apart.
+
+    Threads of gloo and of the store can outlast their owners there, and the rank would then abort
+    ("terminate called without an active exception") with all its work done, once in some runs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _digest(command: list[str], args: tuple[Any, ...], inputs: Iterable[Path]) -> str:
