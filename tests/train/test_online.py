@@ -60,7 +60,7 @@ def make_project(root: Path, grid: GridParams) -> Path:
 
 def write_expected(root: Path) -> None:
     """Worker: transformers' answers to the questions, on one process."""
-    generation.stop_tokens = lambda _: STOP
+    generation.stop_tokens = lambda tokenizer: STOP
     given: list[Answer] = []
     with parallel_mesh(ALONE) as mesh:
         model = load_model(root / "start", mesh, torch.float32, gather_logits=True)
