@@ -69,9 +69,9 @@ class NVLM(nn.Module):
         """One stage of the forward pass: hidden states (B, S, H), normalised on the last stage.
 
         ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Who sees
-        whom is told by ``segment_ids`` (B, S) of packed rows, or by ``attention_mask`` (B, 1, S, K)
-        over the K positions that ``cache`` holds after this call. Logits are left to the caller,
-        ``language_model.lm_head``: only a few positions need them.
+        whom is told by ``segment_ids`` (B, S) of packed rows, or by ``attention_mask`` (B, K), 1
+        where a token is, over the K positions that ``cache`` holds after this call. Logits are left
+        to the caller, ``language_model.lm_head``: only a few positions need them.
         """
         if self.stage.is_first:
             inputs = self.embed(inputs, visual_index, features)

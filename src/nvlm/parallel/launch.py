@@ -177,12 +177,13 @@ def check_machine(processes: int) -> None:
 
 
 def _start_method() -> str:
-    """Forked ranks share what this process has imported; CUDA does not survive a fork."""
-    if torch.cuda.is_available():
+    """Forked ranks share what this process has imported, but locks of its threads stay locked in
+    them and CUDA does not survive a fork: a stage forks its ranks, a process that ran more doesn't.
+    """
+    if torch.cuda.is_available() or threading.active_count() > 1:
         return "spawn"
     import nvlm.parallel.state  # noqa: F401  transformers: seconds, once rather than once a rank
 
-    gc.collect()  # what an earlier launch left has threads, which only this process can end
     return "fork"
 
 
