@@ -47,6 +47,7 @@ BATCH = 32
 QUESTIONS = 128  # of each task
 TURNS = 5  # of each way
 VQAV2_QUESTIONS, VQAV2_IMAGES = 214_354, 40_504  # of VQAv2's validation set
+PER_IMAGE = VQAV2_QUESTIONS // VQAV2_IMAGES
 WORDS = "yes no 1 2 3 red blue white the a dog cat two man's left tennis racket frisbee 10:30 none"
 SPEAKERS = 10
 
@@ -76,9 +77,11 @@ def measure(checkpoint: Path, data: Path, params: EvaluationParams) -> None:
     with parallel_mesh(GridParams(tensor=1)) as mesh:
         model = load_model(checkpoint, mesh, torch.float32, gather_logits=True)
         tokenizer = load_tokenizer(checkpoint / "tokenizer")
-        for name in TASKS:
+        for name, shared in [*((name, False) for name in TASKS), ("VQAv2", True)]:
             task = params.tasks[name]
             questions = read_questions(data / name, task.ground_truth)[:QUESTIONS]
+            if shared:
+                questions = sharing_images(questions)
             prompter = Prompter(tokenizer, model.architecture, params.generate, task.ask)
             run = replace(params.run, batch_size=BATCH)
             answer_alone(model, prompter, questions[0])  # warm up
@@ -93,7 +96,16 @@ def measure(checkpoint: Path, data: Path, params: EvaluationParams) -> None:
                 together.append(len(questions) / (time.perf_counter() - start))
                 assert one_by_one == batched, "the batch changed an answer"
             one, many = statistics.median(alone), statistics.median(together)
-            print(f"| {name} | {one:.1f}/s | {many:.1f}/s | {many / one:.1f} |", flush=True)
+            label = f"{name}, {PER_IMAGE} questions an image" if shared else name
+            print(f"| {label} | {one:.1f}/s | {many:.1f}/s | {many / one:.1f} |", flush=True)
+
+
+def sharing_images(questions: Sequence[Question]) -> list[Question]:
+    """``questions`` about fewer images: as many each as VQAv2's validation set has."""
+    return [
+        replace(question, images=questions[place // PER_IMAGE].images)
+        for place, question in enumerate(questions)
+    ]
 
 
 def answer_alone(model: NVLM, prompter: Prompter, question: Question) -> str:
