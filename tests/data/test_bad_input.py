@@ -196,12 +196,10 @@ def test_a_decompression_bomb_in_a_shard(prepared, first_tiles, monkeypatch):
 def rows_of(tmp_path, rows):
     """What ``rows`` about one picture become: contents, and where and why there is none."""
     (tmp_path / "a.jpg").write_bytes(JPEG)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "annotations.jsonl").write_text(lines)
-    records = list(read_records(tmp_path))
+    (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return [
-        f"{line.name}: {line.reason}" if isinstance(line, BadRecord) else line.content
-        for line in records
+        f"{record.name}: {record.reason}" if isinstance(record, BadRecord) else record.content
+        for record in read_records(tmp_path)
     ]
 
 
