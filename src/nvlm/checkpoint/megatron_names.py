@@ -13,8 +13,8 @@ from nvlm.checkpoint.architecture import Architecture
 from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, Grid, layer_part, part_names
 
 # Transformer Engine's, for FP8: None in a converted file. Its attention may have one too, depending
-# on its version: it is left out, as by internvit_converter.py. LLaVAModel's loading hook passes over
-# one that is missing; a plain model without Transformer Engine would refuse one too many.
+# on its version: it is left out, as by internvit_converter.py. LLaVAModel's loading hook passes
+# over one that is missing; a plain model without Transformer Engine would refuse one too many.
 EXTRA_STATE = "_extra_state"
 LINEAR_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "output_layer")
 # The decoder's norms in the layer spec without Transformer Engine, and with it.
