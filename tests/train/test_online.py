@@ -81,7 +81,9 @@ def write_found(root: Path, grid: GridParams) -> None:
     """Worker: answers and scores on the grid, by a model that is about to be trained."""
     os.chdir(root)
     with parallel_mesh(grid) as mesh:
-        trainer = Trainer(train_params(grid, BOTH, 20), root / "start", mesh)
+        params = train_params(grid, BOTH, 20)
+        params = replace(params, hidden_dropout=0.5, activation_checkpointing=True)
+        trainer = Trainer(params, root / "start", mesh)
         model = trainer.model
         before = [model.training for model in model.modules()]
         online = OnlineEvaluation(ONLINE, model, load_tokenizer(root / "start/tokenizer"), mesh)
@@ -133,8 +135,8 @@ def test_every_rank_knows_the_scores_of_what_transformers_generates(name, expect
 
 
 def run_both(root: Path, data: Path, grid: GridParams) -> None:
-    """Worker: six steps without scores, and six with them."""
-    base = train_params(grid, BOTH, 6)
+    """Worker: four steps without scores, and four with them."""
+    base = train_params(grid, BOTH, 4)
     stream = replace(base.data, blend={"shapes": 1.0}, sequence_length=300, shuffle_buffer=10)
     params = replace(
         base,
@@ -168,7 +170,7 @@ def test_a_scored_run_ends_with_the_bytes_of_one_that_was_not(name, datasets, tm
     assert not (root / "plain/logs/sft_online.csv").exists()
     with (root / "scored/logs/sft_online.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert [row["step"] for row in rows] == ["2", "4"]
     assert all(0 <= float(row["VQAv2"]) <= 1 for row in rows)
 
 
