@@ -1,5 +1,6 @@
 """Small whole checkpoints, batches, and runs of the engine on a grid, for the tests beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -177,3 +178,12 @@ def write_losses(checkpoint: Path, grid: GridParams, trainable: list[str], out: 
         save_model(trainer.model, checkpoint, out / "trained", mesh, trainable)
         if mesh.is_main:
             torch.save(torch.tensor(history, dtype=torch.float64), out / "history.pt")
+
+
+def write_first_loss(checkpoint: Path, grid: GridParams, dtype: str, out: Path) -> None:
+    """Worker: the loss of one step that computes in ``dtype``."""
+    params = replace(train_params(grid, ["vision_projection", "language_model"], 20), dtype=dtype)
+    with parallel_mesh(grid) as mesh:
+        result = Trainer(params, checkpoint, mesh).step(1, make_batch(8, seed=1))
+        if mesh.is_main:
+            out.write_text(repr(result.loss))

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from tests.checkpoint.models import save_vision
-from tests.parallel.grids import VOCABULARY, make_batch, make_checkpoint, write_logits, write_losses
+from tests.parallel.grids import (
+    VOCABULARY,
+    make_batch,
+    make_checkpoint,
+    write_first_loss,
+    write_logits,
+    write_losses,
+)
 from transformers import AutoModelForCausalLM
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
@@ -111,3 +118,19 @@ def test_pretraining_curve_equals_one_process_and_freezes_the_rest(alone, tmp_pa
         original = checkpoint / path.relative_to(tmp_path / "trained")
         same_file = path.stat().st_ino == original.stat().st_ino
         assert same_file == ("vision_projection" not in path.name), path
+
+
+def test_stages_hand_on_what_they_compute_in(tmp_path):
+    """bf16 under fp32 masters: a stage that expects the masters' type would read garbage."""
+    losses = {}
+    for name, grid, dtype in (
+        ("fp32", GridParams(tensor=1), "float32"),
+        ("bf16", GridParams(tensor=1), "bfloat16"),
+        ("bf16 PP=2", GridParams(tensor=1, pipeline=2), "bfloat16"),
+    ):
+        checkpoint = make_checkpoint(tmp_path / name, "qwen2", grid)
+        out = tmp_path / name / "loss"
+        launch(write_first_loss, grid.processes, checkpoint, grid, dtype, out)
+        losses[name] = float(out.read_text())
+    assert losses["bf16 PP=2"] == pytest.approx(losses["bf16"], abs=1e-3)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)

@@ -22,11 +22,19 @@ class StepRunner:
     """Accumulates the gradients of one batch into the model's parameters."""
 
     def __init__(
-        self, model: NVLM, mesh: Mesh, *, micro_batch: int, tile_chunk: int, turn_weighting: str
+        self,
+        model: NVLM,
+        mesh: Mesh,
+        *,
+        micro_batch: int,
+        tile_chunk: int,
+        turn_weighting: str,
+        compute: torch.dtype,
     ) -> None:
         """``micro_batch``: rows at once; ``tile_chunk``: tiles at once; ``turn_weighting``: what
-        the tokens of an answer count (``nvlm.parallel.loss``)."""
-        self.model, self.mesh = model, mesh
+        the tokens of an answer count (``nvlm.parallel.loss``); ``compute``: what the layers compute
+        in, which the parameters, masters in fp32, don't say."""
+        self.model, self.mesh, self.compute = model, mesh, compute
         self.micro_batch, self.tile_chunk = micro_batch, tile_chunk
         self.turn_weighting = turn_weighting
         self.scale = 1.0
@@ -94,9 +102,8 @@ class StepRunner:
         rows, length = batch.input_ids.shape
         language = self.model.architecture.language
         assert language is not None
-        dtype = next(self.model.language_model.parameters()).dtype
         micro = (self.micro_batch, length)
-        hidden = torch.empty(*micro, language.hidden_size, dtype=dtype, device="meta")
+        hidden = torch.empty(*micro, language.hidden_size, dtype=self.compute, device="meta")
         hidden.requires_grad_()  # tells the stages that gradients come back
         tokens = torch.empty(*micro, dtype=torch.long, device="meta")
         stage = PipelineStage(

@@ -11,7 +11,7 @@ class OnlineParams:
 
     every: int  # steps between two evaluations
     tasks: list[str]  # of eval.tasks
-    questions: int  # of each task: the first ones by id
+    questions: int  # of each task: those whose ids have the smallest digests
     batch_size: int  # questions at once, of each replica
 
     def __post_init__(self) -> None:

@@ -57,6 +57,7 @@ class Trainer:
             micro_batch=params.micro_batch,
             tile_chunk=params.tile_chunk,
             turn_weighting=params.turn_weighting,
+            compute=compute,
         )
 
     def step(self, number: int, batch: Batch, *, stop: bool = False) -> StepResult:
