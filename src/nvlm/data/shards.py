@@ -22,7 +22,8 @@ from nvlm.data.images import EXTENSIONS, storable
 from nvlm.data.records import BadRecord, BadRecordError, Content, Dialogue, Record
 from nvlm.errors import UserError
 
-WRITTEN_AT_ONCE = 4 * 2**20  # bytes; as many are being digested meanwhile
+# Bytes written at once, while as many are digested. Few, so that the processor still has them near.
+WRITTEN_AT_ONCE = 2**19
 _NAMESPACE = uuid.UUID("6f1b3c1e-58a1-5d0e-9d0f-3a5a2f0c7a61")
 
 # What Energon runs to make a sample of a stored dialogue. A field map cannot name a list of images.
