@@ -35,7 +35,7 @@ from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import EvaluationParams, RunParams
 from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question, QuestionId
-from nvlm.model.nvlm import NVLM
+from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, Mesh, parallel_mesh
@@ -112,12 +112,12 @@ def answer_alone(model: NVLM, prompter: Prompter, question: Question) -> str:
     """The plain way: encode one question, run the tower, let transformers generate."""
     batch = left_pad([prompter.encode(question)])
     stop_ids = stop_tokens(prompter.tokenizer)
+    features = features_by_row(model.encode_tiles(batch.tiles), batch.tiles_per_row)
+    with torch.no_grad():
+        embedded = model.embed(batch.input_ids, batch.visual_index, features)
     generated = model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        visual_index=batch.visual_index,
-        features=model.encode_tiles(batch.tiles),
-        tiles_per_row=batch.tiles_per_row,
+        embedded,
+        batch.attention_mask,
         max_new_tokens=prompter.ask.max_new_tokens,
         stop_ids=stop_ids,
     )

@@ -100,9 +100,10 @@ def test_generation_is_the_argmax_of_the_full_forward_and_ignores_padding(model)
     }
     counts = torch.tensor([count for _, _, count in prompts])
     encoded = model.encode_tiles(tiles)
-    answer = model.generate(
-        **batch, features=encoded, tiles_per_row=counts, max_new_tokens=4, stop_ids=[49]
+    embedded = model.embed(
+        batch["input_ids"], batch["visual_index"], features_by_row(encoded, counts)
     )
+    answer = model.generate(embedded, batch["attention_mask"], max_new_tokens=4, stop_ids=[49])
     start = 0
     for row, (prompt, places, count) in enumerate(prompts):
         features = model.encode_tiles(tiles[start : start + count]).flatten(0, 1)[None]

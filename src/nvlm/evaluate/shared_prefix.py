@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor
 
 from nvlm.data.batch import EncodedSample
 from nvlm.evaluate.prompter import left_pad
@@ -77,7 +77,7 @@ def generate_from_tree(
     stop_ids: list[int],
     processors: Sequence[LogitsProcessor] = (),
 ) -> Tensor:
-    """The token ids (B, new) that ``model`` goes on with after each leaf, as ``NVLM.generate``.
+    """The token ids (B, new) that ``model`` goes on with after each leaf, by ``NVLM.generate``.
 
     ``encode`` gives the features of uint8 tiles (N, 3, H, W).
     """
@@ -106,22 +106,13 @@ def generate_from_tree(
                 cache=cache,
                 use_cache=True,
             )
-    rows = decoder.config.vocab_size
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stop_ids,
-        pad_token_id=stop_ids[0],
-        suppress_tokens=list(range(model.vocabulary, rows)) or None,
-    )
-    # transformers wants inputs as long as the mask, and leaves out what the cache holds of them.
-    read = embedded.new_zeros(len(embedded), cache.get_seq_length(), embedded.shape[2])
-    return decoder.generate(
-        inputs_embeds=torch.cat([read, embedded], dim=1),
-        attention_mask=mask,
+    return model.generate(
+        embedded,
+        mask,
         cache=cache,
-        generation_config=config,
-        logits_processor=LogitsProcessorList(processors),
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        processors=processors,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -88,22 +89,20 @@ class NVLM(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        *,
-        input_ids: Tensor,
+        embedded: Tensor,
         attention_mask: Tensor,
-        visual_index: Tensor,
-        features: Tensor,
-        tiles_per_row: Tensor,
+        *,
         max_new_tokens: int,
         stop_ids: list[int],
         processors: Sequence[LogitsProcessor] = (),
+        cache: Cache | None = None,
     ) -> Tensor:
         """Greedy continuation (B, new) of left-padded prompts, by transformers' ``generate``.
 
-        ``input_ids``, ``attention_mask`` (1 where a token is), ``visual_index``: int64 (B, S);
-        ``features`` (N, V, C) of the tiles in row order, ``tiles_per_row`` (B,). A row that is done
-        is filled up with ``stop_ids[0]``. Padded vocabulary rows can't be chosen. ``processors``
-        change the logits of each step.
+        ``embedded`` (B, S, H): the prompts (``embed``), or what follows the K positions that
+        ``cache`` holds of them; ``attention_mask``: int64 (B, K + S), 1 where a token is. A row
+        that is done is filled up with ``stop_ids[0]``. Padded vocabulary rows can't be chosen.
+        ``processors`` change the logits of each step.
         """
         rows = self.language_model.config.vocab_size
         config = GenerationConfig(
@@ -113,11 +112,13 @@ class NVLM(nn.Module):
             pad_token_id=stop_ids[0],
             suppress_tokens=list(range(self.vocabulary, rows)) or None,
         )
+        held = 0 if cache is None else cache.get_seq_length()
+        # transformers wants inputs as long as the mask, and leaves out what the cache holds.
+        padded = functional.pad(embedded, (0, 0, held, 0))  # (B, K + S, H)
         return self.language_model.generate(
-            inputs_embeds=self.embed(
-                input_ids, visual_index, features_by_row(features, tiles_per_row)
-            ),
+            inputs_embeds=padded,
             attention_mask=attention_mask,
+            cache=cache,
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
         )
