@@ -26,36 +26,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture
 from nvlm.checkpoint.convert import language_shapes, vision_shapes
 from nvlm.checkpoint.files import safetensors_header
 from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, padded_rows, part_names
 from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.published import INTERNVIT_6B, QWEN2_72B
 from nvlm.checkpoint.shapes import core_shapes
 
 RANKS, MULTIPLE = 8, 128
 GIB = 1 << 30
-QWEN2_72B = LanguageArchitecture(
-    family="qwen2",
-    hidden_size=8192,
-    layers=80,
-    heads=64,
-    query_groups=8,
-    ffn_hidden_size=29568,
-    norm_epsilon=1e-6,
-    rope_theta=1e6,
-    vocabulary=152064,
-    max_positions=32768,
-)
-INTERNVIT_6B = VisionArchitecture(
-    hidden_size=3200,
-    layers=45,
-    heads=25,
-    ffn_hidden_size=12800,
-    image_size=448,
-    patch_size=14,
-    norm_epsilon=1e-6,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
