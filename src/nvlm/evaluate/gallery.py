@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nvlm.atomic import write_bytes
 from nvlm.evaluate.answers import Answer
@@ -97,7 +97,7 @@ def _card(question: Question, answer: Answer, verdict: Verdict, kind: str) -> Im
 def _picture(path: Path, width: int, grid: tuple[int, int]) -> Image.Image:
     """The image as large as the card has room for, cut by lines into its tiles."""
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
     scale = min(width / picture.width, IMAGE_HEIGHT / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from nvlm.errors import UserError
@@ -151,7 +151,8 @@ class _Client:
         data, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png"
         if self._blank:
             with Image.open(io.BytesIO(data)) as image:
-                grey = Image.new("RGB", image.size, (BLANK,) * 3)
+                upright = ImageOps.exif_transpose(image)
+                grey = Image.new("RGB", upright.size, (BLANK,) * 3)
             png = io.BytesIO()
             grey.save(png, "PNG")
             data, kind = png.getvalue(), "image/png"

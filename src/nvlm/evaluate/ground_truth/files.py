@@ -117,7 +117,9 @@ class Images:
             for extension in EXTENSIONS:
                 if f"{candidate}{extension}" in self._names:
                     return self._directory / f"{candidate}{extension}"
-        raise UserError(f"{self._directory} has no image {name!r}: prepare the task again")
+        raise UserError(
+            f"{self._directory} has no image {name!r}: put it there, or prepare the task again"
+        )
 
 
 def without_duplicates(questions: Iterable[Question], where: Path) -> list[Question]:
