@@ -31,7 +31,7 @@ def start(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["src/train.py", *arguments.split()])
 
     def start(grid: GridParams = GRID, **data: object) -> list[int]:
-        base = train_params(GRID, ["vision_projection"], 10)
+        base = train_params(GRID, ["vision_projection", "language_model"], 10)
         loader = {"sequence_length": 100, **data}
         content = asdict(base) | {"grid": asdict(grid), "data": asdict(base.data) | loader}
         params = {"train": content, "launch": {"kind": "local"}}
@@ -62,6 +62,14 @@ def test_a_grid_that_is_not_the_checkpoints(grid, start):
 def test_a_batch_that_the_data_ranks_do_not_divide(start):
     with pytest.raises(UserError, match="global_batch: 8 should be a multiple of micro_batch"):
         start(replace(GRID, shard=3))
+
+
+def test_half_a_model(start, checkpoint, monkeypatch):
+    half = checkpoint.with_name("language")
+    arguments = [str(half) if word == str(checkpoint) else word for word in sys.argv]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(UserError, match="language is half a model: combine it first"):
+        start()
 
 
 def test_a_damaged_checkpoint(start, tmp_path, checkpoint, monkeypatch):

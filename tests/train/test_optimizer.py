@@ -49,6 +49,10 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     [
         ({"trainable": ["vision_model"]}, "trainable: .*should name some of"),
         ({"global_batch": 9}, "global_batch: 9 should be a multiple of micro_batch"),
+        (
+            {"grid": {"tensor": 1, "pipeline": 2}, "trainable": ["vision_projection"]},
+            "grid.pipeline: 2 should be 1 where trainable leaves out the language model",
+        ),
         ({"min_lr": 2.0}, "min_lr: 2.0 should lie between 0 and lr"),
         ({"warmup_steps": 20}, "warmup_steps: 20 should be less than steps"),
         ({"betas": [0.9]}, "betas: .* two numbers"),

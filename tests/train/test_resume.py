@@ -25,7 +25,9 @@ from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.train.curves import Curves
 from nvlm.train.loop import RESUME, train
+from nvlm.train.online import OnlineParams
 from nvlm.train.params import TrainParams
+from nvlm.train.snapshots import run_digest
 from nvlm.train.trainer import Trainer
 
 GRID = GridParams(tensor=2)
@@ -137,6 +139,16 @@ def test_a_run_that_is_killed_at_every_start(make, datasets, uninterrupted):
         assert newest == f"step-{step - 2:08d}"
     launch(run, 2, directory, datasets)
     assert content(directory) == uninterrupted
+
+
+def test_snapshots_are_of_what_determines_a_run_and_not_of_who_watches_it(make, datasets):
+    checkpoint = make() / "combined"
+    params = params_of(GRID)
+    digest = run_digest(params, checkpoint, datasets)
+    online = OnlineParams(every=1, tasks=["VQAv2"], questions=1, batch_size=1)
+    watched = replace(params, online=online, tensorboard=True)
+    assert run_digest(watched, checkpoint, datasets) == digest
+    assert run_digest(replace(params, seed=2), checkpoint, datasets) != digest
 
 
 def test_sigterm_keeps_the_state_of_the_step_it_came_in(make, datasets, uninterrupted):

@@ -115,6 +115,8 @@ def parallel_mesh(grid: GridParams) -> Iterator[Mesh]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+        # cuBLAS refuses deterministic algorithms without it (PyTorch's notes on reproducibility).
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     else:
         device = torch.device("cpu")
         torch.set_flush_denormal(True)  # attention of a trained model has many, ten times slower

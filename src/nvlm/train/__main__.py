@@ -69,21 +69,16 @@ def _sections(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _plan_checkpoint(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.manifest import read_manifest
     from nvlm.params import load_params
+    from nvlm.train.checks import check_run
     from nvlm.train.plan import describe, plan_run
 
     if arguments.overrides:
         raise UserError("with --checkpoint the values are params.yaml's: leave overrides out")
     manifest = read_manifest(arguments.checkpoint)
-    if manifest.vocabulary is None or manifest.architecture.vision is None:
-        raise UserError(f"{arguments.checkpoint} is half a model: combine it first")
     for section in _sections(arguments):
         params = load_params(section, TrainParams)
-        laid_out = manifest.grid.tensor, manifest.grid.pipeline
-        if laid_out != (params.grid.tensor, params.grid.pipeline):
-            raise UserError(
-                f"{arguments.checkpoint} is laid out for tensor {laid_out[0]} x pipeline "
-                f"{laid_out[1]}, and {section}.grid is not: change the layout, or the grid"
-            )
+        check_run(params, arguments.checkpoint)
+        assert manifest.vocabulary is not None
         plan = plan_run(params, manifest.architecture, manifest.vocabulary.padded)
         print(f"{section} from {arguments.checkpoint}\n{describe(plan, arguments.memory_gib)}\n")
 

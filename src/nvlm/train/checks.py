@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 def check_run(params: TrainParams, checkpoint: Path) -> None:
     """Raise UserError if ``checkpoint`` and ``params`` don't go together.
 
-    The checkpoint is whole and laid out for the grid, and a row of tokens holds all tiles of one
-    image. (That data ranks divide the global batch, TrainParams itself sees to.)
+    The checkpoint has both halves and is laid out for the grid, and a row of tokens holds all tiles
+    of one image. (That data ranks divide the global batch, TrainParams itself sees to.)
     """
     manifest = read_manifest(checkpoint)
+    if manifest.vocabulary is None or manifest.architecture.vision is None:
+        raise UserError(f"{checkpoint} is half a model: combine it first")
     laid_out, grid = manifest.grid, params.grid
     if (laid_out.tensor, laid_out.pipeline) != (grid.tensor, grid.pipeline):
         raise UserError(
@@ -30,10 +32,9 @@ def check_run(params: TrainParams, checkpoint: Path) -> None:
     check_sequence(params.data, manifest.architecture)
 
 
-def check_sequence(data: LoaderParams, architecture: Architecture) -> None:
-    """Raise UserError if ``data.sequence_length`` can't hold the tiles of the largest image."""
-    if architecture.vision is None:
-        return
+def check_sequence(data: LoaderParams, architecture: Architecture) -> int:
+    """The most tiles that one image has; UserError if ``data.sequence_length`` can't hold them."""
+    assert architecture.vision is not None
     tiles = data.max_tiles + (data.thumbnail and data.max_tiles > 1)
     a_tile = architecture.vision.tokens_per_tile
     tags = tiles if data.tile_tags else 0  # each of them is one token or more
@@ -45,3 +46,4 @@ def check_sequence(data: LoaderParams, architecture: Architecture) -> None:
             f"image ({tiles} of {a_tile} tokens{tagged}): make it more than {needed}, the text "
             "comes on top, or lower data.max_tiles"
         )
+    return tiles

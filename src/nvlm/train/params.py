@@ -64,6 +64,11 @@ class TrainParams:
                 f"global_batch: {self.global_batch} should be a multiple of micro_batch "
                 f"({self.micro_batch}) times the data-parallel ranks ({self.grid.data})"
             )
+        if self.grid.pipeline > 1 and "language_model" not in self.trainable:
+            raise ValueError(
+                f"grid.pipeline: {self.grid.pipeline} should be 1 where trainable leaves out the "
+                "language model: later stages would have nothing to train"
+            )
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr: {self.min_lr} should lie between 0 and lr ({self.lr})")
         if not 0 <= self.warmup_steps < self.steps:

@@ -24,6 +24,7 @@ from nvlm.model.nvlm import NVLM
 from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.mesh import GridParams, Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
+from nvlm.train.checks import check_sequence
 from nvlm.train.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
 from nvlm.train.params import TrainParams
 
@@ -70,7 +71,10 @@ def plan_run(params: TrainParams, architecture: Architecture, padded_vocabulary:
 
     Raises UserError if the model does not divide by the grid, or a row cannot hold an image.
     """
-    tiles = _most_tiles(params, architecture)
+    tiles = check_sequence(params.data, architecture)
+    if params.data.packing:  # as many as there is room for
+        assert architecture.vision
+        tiles = params.data.sequence_length // architecture.vision.tokens_per_tile
     grid = even_grid(
         architecture, tensor=params.grid.tensor, pipeline=params.grid.pipeline
     ).layers_per_stage
@@ -124,8 +128,9 @@ def plan_grids(
 
 def _grids(params: TrainParams, architecture: Architecture, gpus: int) -> Iterator[GridParams]:
     assert architecture.language
+    only_projector = "language_model" not in params.trainable  # of which one stage has all
     for tensor in TENSOR_SIZES:
-        for pipeline in PIPELINE_SIZES:
+        for pipeline in (1,) if only_projector else PIPELINE_SIZES:
             if gpus % (tensor * pipeline) or architecture.language.layers % pipeline:
                 continue
             shard = gpus // (tensor * pipeline)
@@ -170,21 +175,6 @@ def rehearsal(grid: GridParams) -> Iterator[Mesh]:
         )
     finally:
         dist.destroy_process_group()
-
-
-def _most_tiles(params: TrainParams, architecture: Architecture) -> int:
-    """The most tiles of a row: one sample's, or as many as there is room for where it is packed."""
-    assert architecture.vision
-    data = params.data
-    sample = data.max_tiles + (1 if data.thumbnail and data.max_tiles > 1 else 0)
-    room = data.sequence_length // architecture.vision.tokens_per_tile
-    if room < sample:
-        raise UserError(
-            f"data.sequence_length: {data.sequence_length} has room for {room} tiles of "
-            f"{architecture.vision.tokens_per_tile} tokens and a sample may have {sample}: "
-            "lengthen it, or lower data.max_tiles"
-        )
-    return room if data.packing else sample
 
 
 def describe(plan: Plan, memory_gib: float) -> str:

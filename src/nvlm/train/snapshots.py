@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ KEPT = 2  # the newest may be half-written when a machine dies
 def run_digest(params: TrainParams, checkpoint: Path, data: Path) -> str:
     """Sixteen hex digits of all that determines a run: parameters, checkpoint, datasets.
 
+    What only watches a run is left out: scores on the way, and TensorBoard.
+
     The manifest of a checkpoint holds the digest of each of its files, and a dataset's index.uuid
     is derived from its shards.
     """
-    digest = hashlib.sha256(repr(sorted(asdict(params).items())).encode())
+    determining = replace(params, online=None, tensorboard=False)
+    digest = hashlib.sha256(repr(sorted(asdict(determining).items())).encode())
     digest.update((checkpoint / "checkpoint.json").read_bytes())
     for name in sorted(params.data.blend):
         digest.update((data / name / ".nv-meta" / "index.uuid").read_bytes())
