@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ class Join:
     key: str  # path in a row of the table ...
     match: str  # ... whose value equals the value at this path of the row that gets it
     many: bool = False  # a list of all matching rows, rather than the only one
+    where: dict[str, str] = field(default_factory=dict)  # rows of the table to take, see Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,12 @@ class Layout:
     fields: dict[str, str]  # what the kind needs (nvlm.data.contents) -> path or template
     rows: str = ""  # path of the rows in a JSON file; "." = the whole file is one row
     join: dict[str, Join] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)  # rows to keep; "*" = there is a value
     each: list[str] = field(default_factory=list)  # lists in a row to walk side by side
+    # Which rows, or items of their lists, belong to the dataset: path -> value, which may have
+    # wildcards; "*" = there is something. The others are not counted as skipped.
+    where: dict[str, str] = field(default_factory=dict)
+    # Those that do not: path -> text file in the dataset's directory, a value a line.
+    exclude: dict[str, str] = field(default_factory=dict)
     images: list[str] = field(default_factory=lambda: ["."])  # folders or archives, in order
     image: str = ""  # template of a name in images, or path of a name, of image bytes, or of a list
     page: str = ""  # path of a page's number, where the image is a PDF document
@@ -75,9 +82,13 @@ def read_layout(layout: Layout, directory: Path) -> Records:
     """
     store = FileStore(tuple(directory / root for root in layout.images))
     tables = {
-        name: (JsonTable(directory / join.file, join.rows, join.key), join)
+        name: (
+            JsonTable(directory / join.file, join.rows, join.key, partial(_all_match, join.where)),
+            join,
+        )
         for name, join in layout.join.items()
     }
+    excluded = {path: _lines(directory / file) for path, file in layout.exclude.items()}
     seen: set[str] = set()
     for path in annotation_files(layout, directory):
         for located in read_rows(path, layout.rows):
@@ -85,10 +96,11 @@ def read_layout(layout: Layout, directory: Path) -> Records:
                 yield located
                 continue
             try:
-                row = _joined(located.row, tables)
-                if not all(_matches(row, where, wanted) for where, wanted in layout.where.items()):
-                    continue
-                parts = list(_each(row, layout.each))
+                parts = [
+                    part
+                    for part in _each(_joined(located.row, tables), layout.each)
+                    if _all_match(layout.where, part) and not _is_excluded(part, excluded)
+                ]
             except BadRecordError as error:
                 yield BadRecord(name=located.place, reason=str(error))
                 continue
@@ -161,12 +173,29 @@ def _joined(row: Row, tables: dict[str, tuple[JsonTable, Join]]) -> Row:
     return row
 
 
+def _all_match(where: dict[str, str], row: Row) -> bool:
+    return all(_matches(row, path, wanted) for path, wanted in where.items())
+
+
 def _matches(row: Row, path: str, wanted: str) -> bool:
     try:
         value = select(row, path)
     except BadRecordError:
         return False
-    return bool(value) if wanted == NOT_EMPTY else str(value) == wanted
+    return bool(value) if wanted == NOT_EMPTY else fnmatchcase(str(value), wanted)
+
+
+def _is_excluded(row: Row, excluded: dict[str, set[str]]) -> bool:
+    return any(str(select(row, path)) in values for path, values in excluded.items())
+
+
+def _lines(path: Path) -> set[str]:
+    try:
+        return {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: it should list what to leave out, a line each ({error})"
+        ) from error
 
 
 def _each(row: Row, paths: list[str]) -> Iterator[Row]:

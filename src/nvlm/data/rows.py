@@ -10,12 +10,12 @@ import csv
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvlm.data.records import BadRecord
+from nvlm.data.records import BadRecord, BadRecordError
 from nvlm.data.select import Row, select
 from nvlm.errors import UserError
 
@@ -58,14 +58,19 @@ def read_rows(path: Path, rows: str) -> Iterator[Located | BadRecord]:
 
 
 class JsonTable:
-    """Rows of a JSON file to look up by a key; they are parsed when asked for."""
+    """Those rows of a JSON file that ``keep`` wants, by a key; they are parsed when asked for."""
 
-    def __init__(self, path: Path, rows: str, key: str) -> None:
+    def __init__(self, path: Path, rows: str, key: str, keep: Callable[[Row], bool]) -> None:
         self._text = _read_text(path)
         self._spans: dict[str, list[Span]] = {}
         for name, value, span in _json_items(self._text, rows, path):
             row = {**value, "_key": name} if isinstance(value, dict) else {"_key": name}
-            self._spans.setdefault(str(select(row, key)), []).append(span)
+            if not keep(row):
+                continue
+            try:
+                self._spans.setdefault(str(select(row, key)), []).append(span)
+            except BadRecordError as error:
+                raise UserError(f"{path}, {name}: {error}") from error
 
     def __getitem__(self, key: Any) -> list[Row]:
         """All rows that have ``key``, in the file's order."""
@@ -85,12 +90,12 @@ def _read_json(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_json_lines(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # decoded a line at a time: a bad one costs itself alone
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield f"line {number}", json.loads(line)
-                except ValueError as error:
+                    yield f"line {number}", json.loads(line.decode())
+                except (ValueError, RecursionError) as error:
                     yield f"line {number}", ValueError(f"no valid JSON ({error})")
 
 
@@ -144,9 +149,15 @@ def _decoded(sample: dict[str, Any]) -> Any:
 
 
 def _read_lines(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
-    # ICDAR's files begin with a byte order mark, some of them.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield "", {"lines": [line for line in csv.reader(file, skipinitialspace=True) if line]}
+    # Some files begin with a byte order mark. Each line is parsed by itself: RCTW does not double
+    # the quotes inside its texts, and one would swallow the lines that follow.
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            fields = [next(csv.reader([line], skipinitialspace=True), []) for line in file]
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield "", ValueError(f"no lines of text ({error})")
+        return
+    yield "", {"lines": [line for line in fields if line]}
 
 
 _READERS = {

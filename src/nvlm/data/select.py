@@ -1,7 +1,8 @@
 """How configuration names a value in an annotation: a path, or a text with paths in braces.
 
 A path is a chain of steps joined by dots: a name of a dictionary, a number or a slice (``0:8``) of
-a list, ``*`` for every item of a list or dictionary, and ``@json`` for what a JSON text says::
+a list, ``*`` for every item of a list or dictionary, ``@json`` for what a JSON text says, and
+``@stem`` and ``@suffix`` for a file's name without its extension, and for that extension::
 
     answers.*.answer        {hint} {question}        train2014/{image_id:012d}.jpg
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from nvlm.data.records import BadRecordError
@@ -71,6 +73,8 @@ def _walk(value: Any, steps: list[str], path: str) -> Any:
 def _step(value: Any, step: str) -> Any:
     if step == "@json":
         return json.loads(value)
+    if step in ("@stem", "@suffix"):
+        return getattr(PurePosixPath(value), step[1:])
     if isinstance(value, list):
         if found := _SLICE.fullmatch(step):
             return value[int(found[1] or 0) : int(found[2]) if found[2] else None]

@@ -30,5 +30,6 @@ def annotation_paths(params: DatasetParams) -> list[Path]:
     if params.source == PUBLISHED:
         assert params.layout is not None
         joined = [directory / join.file for join in params.layout.join.values()]
-        return [*annotation_files(params.layout, directory), *joined]
+        excluded = [directory / file for file in params.layout.exclude.values()]
+        return [*annotation_files(params.layout, directory), *joined, *excluded]
     return [directory / ANNOTATIONS] if params.source == DIRECTORY else []

@@ -5,6 +5,7 @@ from tests.data.published.layout import (
     Published,
     lines,
     one_turn,
+    zipped,
 )
 
 from nvlm.data.records import Dialogue
@@ -36,7 +37,7 @@ CONVERSATIONS = {
             "image_conversations/gpt-4o.jsonl": lines(
                 {"id": 0, "image": "a.jpg", "width": 40, "height": 30, "conversations": LLAVA_TURNS}
             ),
-            "images/a.jpg": JPEG,
+            "images.zip": zipped({"mnt/petrelfs/wangwenhai/workspace_cef/4o/image/a.jpg": JPEG}),
         },
         [LLAVA],
     ),
@@ -51,10 +52,11 @@ CONVERSATIONS = {
     ),
     "llavar": Published(
         {
-            "llavar_instruct_16k.json": [
-                {"id": "1", "image": "0001.jpg", "conversations": LLAVA_TURNS}
+            "llava_instruct_150k_llavar_16k.json": [
+                {"id": "000000033471", "image": "000000033471.jpg", "conversations": []},
+                {"id": "100000000001", "image": "100000000001.jpg", "conversations": LLAVA_TURNS},
             ],
-            "finetune/0001.jpg": JPEG,
+            "finetune.zip": zipped({"100000000001.jpg": JPEG}),
         },
         [LLAVA],
     ),
@@ -93,5 +95,27 @@ CONVERSATIONS = {
         },
         [one_turn("Add.\n1 and 2", "3"), one_turn("Greet.", "Hi")],
         [[], []],
+    ),
+    "gpteacher": Published(
+        {
+            f"{name}.json": [{"instruction": "Greet.", "input": "", "response": name}]
+            for name in (
+                "Instruct/gpt4-instruct-dedupe-only-dataset",
+                "Instruct/gpt4-instruct-similarity-0.9-dataset",
+                "Roleplay/roleplay-simple-deduped-roleplay-instruct",
+                "Roleplay Supplemental/roleplay-instruct-v2.1",
+                "Codegen/codegen-instruct",
+                "Toolformer/toolformer-dedupe-only-dataset",
+                "Toolformer/toolformer-similarity-0.9-dataset",
+            )
+        },
+        [
+            one_turn("Greet.", "Instruct/gpt4-instruct-dedupe-only-dataset"),
+            one_turn("Greet.", "Roleplay/roleplay-simple-deduped-roleplay-instruct"),
+            one_turn("Greet.", "Roleplay Supplemental/roleplay-instruct-v2.1"),
+            one_turn("Greet.", "Codegen/codegen-instruct"),
+            one_turn("Greet.", "Toolformer/toolformer-dedupe-only-dataset"),
+        ],
+        [[]] * 5,
     ),
 }

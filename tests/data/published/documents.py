@@ -24,21 +24,32 @@ DOCUMENTS = {
                     "split": 1,
                 },
                 "1421507": {"questions": ["?"], "answers": ["x"], "split": 3},
+                "1421508": {
+                    "imageURL": "http://images.example.org/I/51+x.L._SL.gif",
+                    "questions": ["Which genre?"],
+                    "answers": ["Law"],
+                    "split": 1,
+                },
             },
             "images/1421506.jpg": JPEG,
+            "images/1421508.gif": JPEG,
         },
-        [question("Who wrote this book?", "A. Writer"), question("Is it a comic?", "No")],
+        [
+            question("Who wrote this book?", "A. Writer"),
+            question("Is it a comic?", "No"),
+            question("Which genre?", "Law"),
+        ],
     ),
     "chartqa": Published(
         {
-            "train/train_human.json": [
+            "ChartQA Dataset/train/train_human.json": [
                 {"imgname": "two.png", "query": "How many bars?", "label": "2"}
             ],
-            "train/train_augmented.json": [
+            "ChartQA Dataset/train/train_augmented.json": [
                 {"imgname": "two.png", "query": "What is the value?", "label": "3.5"}
             ],
-            "train/png/two.png": JPEG,
-            "train/tables/two.csv": "a,b\n",
+            "ChartQA Dataset/train/png/two.png": JPEG,
+            "ChartQA Dataset/train/tables/two.csv": "a,b\n",
         },
         [question("How many bars?", "2"), question("What is the value?", "3.5")],
     ),
@@ -77,7 +88,7 @@ DOCUMENTS = {
                         "image_index": 5,
                         "question_string": "Is it?",
                         "answer": "Yes",
-                        "question_id": 1,
+                        "question_id": 0,
                     },
                 ]
             },
@@ -158,19 +169,38 @@ DOCUMENTS = {
     ),
     "ai2d": Published(
         {
-            "questions/0.png.json": {
+            "ai2d_test_ids.csv": "2\n17\n",
+            "ai2d/questions/0.png.json": {
                 "imageName": "0.png",
                 "questions": {
+                    "What is A in the diagram?": {
+                        "abcLabel": True,
+                        "answerTexts": ["ears", "nose", "mouth", "face"],
+                        "correctAnswer": 3,
+                        "questionId": "0.png-1",
+                    },
                     "What is it?": {
                         "abcLabel": False,
                         "answerTexts": ["cube", "ball", "cone", "ring"],
                         "correctAnswer": 0,
                         "questionId": "0.png-0",
+                    },
+                },
+            },
+            "ai2d/questions/1.png.json": {"imageName": "1.png", "questions": {}},
+            "ai2d/questions/2.png.json": {
+                "imageName": "2.png",
+                "questions": {
+                    "Asked in the test?": {
+                        "abcLabel": False,
+                        "answerTexts": ["yes", "no"],
+                        "correctAnswer": 0,
+                        "questionId": "2.png-0",
                     }
                 },
             },
-            "questions/1.png.json": {"imageName": "1.png", "questions": {}},
-            "images/0.png": JPEG,
+            "ai2d/images/0.png": JPEG,
+            "ai2d/images/2.png": JPEG,
         },
         [Choice(question="What is it?", choices=["cube", "ball", "cone", "ring"], correct=0)],
     ),

@@ -7,6 +7,7 @@ Annotations carry the fields that the published files have, used here or not.
 import io
 import json
 import tarfile
+import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,14 @@ def tar(members):
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 

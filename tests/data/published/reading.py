@@ -13,6 +13,18 @@ from tests.data.published.layout import (
 
 from nvlm.data.records import Reading
 
+POLYGONS = {
+    "gt_0": [
+        {
+            "transcription": "店铺",
+            "points": [[1, 2], [11, 3], [11, 8], [1, 7]],
+            "language": "Chinese",
+            "illegibility": False,
+        },
+        {"transcription": "###", "points": [[0, 0], [1, 0], [1, 1]], "illegibility": True},
+    ]
+}
+POLYGONS_CONTENT = Reading(text="店铺", words=["店铺"], boxes=[(1.0, 2.0, 10.0, 6.0)])
 READING = {
     "synthdog_en": Published(
         {
@@ -36,7 +48,8 @@ READING = {
                         "height": 30,
                         "set": "train",
                         "file_name": "train/a4ea.jpg",
-                    }
+                    },
+                    "b5fb": {"id": "b5fb", "set": "train", "file_name": "train/b5fb.jpg"},
                 },
                 "anns": {
                     "a4ea_1": {
@@ -94,6 +107,12 @@ READING = {
                         "utf8_string": "",
                         "legibility": "illegible",
                     },
+                    "45348": {
+                        "bbox": [1, 2, 3, 4],
+                        "image_id": 11,
+                        "id": 45348,
+                        "legibility": "illegible",
+                    },
                 },
                 "imgs": {
                     "9": {
@@ -104,6 +123,16 @@ READING = {
                         "height": 30,
                     },
                     "10": {"file_name": "COCO_train2014_000000000010.jpg", "set": "val", "id": 10},
+                    "11": {
+                        "file_name": "COCO_train2014_000000000011.jpg",
+                        "set": "train",
+                        "id": 11,
+                    },
+                    "12": {
+                        "file_name": "COCO_train2014_000000000012.jpg",
+                        "set": "train",
+                        "id": 12,
+                    },
                 },
                 "imgToAnns": {"9": [45346, 45347], "10": []},
             },
@@ -113,7 +142,8 @@ READING = {
     ),
     "rects": Published(
         {
-            "gt/train_ReCTS_000001.json": {
+            "gt/train_ReCTS_000001.json": {},
+            "gt_unicode/train_ReCTS_000001.json": {
                 "chars": [{"points": [1, 2, 5, 2, 5, 8, 1, 8], "transcription": "店", "ignore": 0}],
                 "lines": [
                     {"points": [1, 2, 11, 3, 11, 8, 1, 7], "transcription": "店铺", "ignore": 0},
@@ -124,40 +154,36 @@ READING = {
         },
         [Reading(text="店铺", words=["店铺"], boxes=[(1.0, 2.0, 10.0, 6.0)])],
     ),
-    "rrc_polygons": Published(
+    "rrc_art": Published(
+        {"train_labels.json": POLYGONS, "train_images/gt_0.jpg": JPEG}, [POLYGONS_CONTENT]
+    ),
+    "rrc_lsvt": Published(
         {
-            "train_full_labels.json": {
-                "gt_0": [
-                    {
-                        "transcription": "店铺",
-                        "points": [[1, 2], [11, 3], [11, 8], [1, 7]],
-                        "illegibility": False,
-                    },
-                    {
-                        "transcription": "###",
-                        "points": [[0, 0], [1, 0], [1, 1]],
-                        "illegibility": True,
-                    },
-                ]
-            },
-            "train_images/1.jpg": PNG,
-            "train_full_images_0/1.jpg": PNG,
+            "train_full_labels.json": POLYGONS,
+            "train_full_images_0/gt_1.jpg": PNG,
             "train_full_images_1/gt_0.jpg": JPEG,
         },
-        [Reading(text="店铺", words=["店铺"], boxes=[(1.0, 2.0, 10.0, 6.0)])],
+        [POLYGONS_CONTENT],
     ),
     "rctw": Published(
         {
             "train_gts/image_1.txt": (
                 '\ufeff1,2,11,3,11,8,1,7,0,"店,铺"\r\n0,0,1,0,1,1,0,1,1,"###"\r\n'
+                '0,0,1,0,1,1,0,1,0,"6""\r\n0,0,2,0,2,2,0,2,0,"寸"\r\n'
             ),
             "train_images/image_1.jpg": JPEG,
         },
-        [Reading(text="店,铺", words=["店,铺"], boxes=[(1.0, 2.0, 10.0, 6.0)])],
+        [
+            Reading(
+                text='店,铺 6" 寸',
+                words=["店,铺", '6"', "寸"],
+                boxes=[(1.0, 2.0, 10.0, 6.0), (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 2.0, 2.0)],
+            )
+        ],
     ),
     "pdfa_eng_wds": Published(
         {
-            "pdfa-eng-train-000000.tar": tar(
+            "pdfa-eng-train-0000.tar": tar(
                 {
                     "2998218.json": json.dumps(
                         {
@@ -173,6 +199,7 @@ READING = {
                                 }
                                 for page in (1, 2)
                             ]
+                            + [{"words": {"text": []}, "lines": {"text": [], "bbox": []}}]
                         }
                     ).encode(),
                     "2998218.pdf": PDF,
