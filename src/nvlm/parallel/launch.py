@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +53,8 @@ CPU_PROCESSES_PER_CORE = 4
 # What an orphaned rank gets to finish its step and save its state.
 SECONDS_TO_STOP = 7
 KINDS = ("local", "slurm")
+# With transformers: seconds, once rather than once a rank.
+RANKS_IMPORT = "nvlm.parallel.state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         message = Path(directory) / "error"
         threading.Thread(target=_stop_when_orphaned, daemon=True).start()
         try:
-            elastic_launch(config, _run_worker)(worker, os.getpid(), message, args)
+            elastic_launch(config, _run_worker)(worker, message, args)
         except SignalException as error:
             raise UserError(f"{error.sigval.name} stopped the run: start it again") from None
         except ChildFailedError as error:
@@ -178,23 +182,22 @@ def check_machine(processes: int) -> None:
 
 def _start_method() -> str:
     """Forked ranks share what this process has imported, but locks of its threads stay locked in
-    them and CUDA does not survive a fork: a stage forks its ranks, a process that ran more doesn't.
+    them and CUDA does not survive a fork: a stage forks its ranks, a process that ran more has them
+    forked by a server without threads.
     """
     if torch.cuda.is_available() or threading.active_count() > 1:
-        return "spawn"
-    import nvlm.parallel.state  # noqa: F401  transformers: seconds, once rather than once a rank
-
+        multiprocessing.set_forkserver_preload([RANKS_IMPORT])
+        return "forkserver"
+    import_module(RANKS_IMPORT)
     return "fork"
 
 
-def _run_worker(
-    worker: Callable[..., None], launcher: int, message: Path, args: tuple[Any, ...]
-) -> None:
+def _run_worker(worker: Callable[..., None], message: Path, args: tuple[Any, ...]) -> None:
     gc.freeze()  # nor may a rank collect the launcher's store: it would wait for a thread for ever
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # torchrun's own, which a fork inherits
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         worker(*args)
     except UserError as error:
@@ -207,9 +210,15 @@ def _run_worker(
         raise SystemExit(1) from None
 
 
-def _end_with(launcher: int) -> None:
-    """Kill this worker once its launcher is gone."""
-    while os.getppid() == launcher:
+def _end_with_launcher() -> None:
+    """Kill this worker once its launcher is gone.
+
+    A forked sibling can hold the launcher's end of the pipe that tells ``is_alive`` of its end, so
+    that the parent is asked for too: the launcher, or the server that ends with it.
+    """
+    launcher, parent = multiprocessing.parent_process(), os.getppid()
+    assert launcher is not None
+    while launcher.is_alive() and os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -219,7 +228,7 @@ def _stop_when_orphaned() -> None:
     ancestors = Ancestors()
     while not ancestors.gone():
         time.sleep(1)
-    ranks = psutil.Process().children()
+    ranks = [psutil.Process(rank.pid) for rank in multiprocessing.active_children()]
     for rank in ranks:
         rank.terminate()
     for rank in psutil.wait_procs(ranks, timeout=SECONDS_TO_STOP)[1]:
