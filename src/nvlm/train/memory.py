@@ -119,23 +119,16 @@ def rank_memory(
     micro_batches = rows // params.micro_batch
     tokens = params.micro_batch * params.data.sequence_length
     fully_sharded = grid.data > 1 or params.dtype != "float32"
-    gathered, gradients = 0, state.gradients
+    gathered = 0
     if fully_sharded:
         # A pipeline's stage is gathered as a whole from its first backward pass to its last
         # (torch.distributed.pipelining); otherwise a unit is, and the next one is on its way.
         gathered = width * (sum(units) if grid.pipeline > 1 else sum(units[:2]))
         accumulated = FP32 * (sum(units) if micro_batches > 1 else sum(units[:2]))
     elif micro_batches > 1:
-        accumulated = gradients  # in place, where AdamW reads them
+        accumulated = state.gradients  # in place, where AdamW reads them
     else:
         accumulated = 0
-    if stage == 0 and _trains_decoder(params):
-        # DTensor makes the embedding's gradient whole on every tensor-parallel rank.
-        beyond = (
-            FP32 * language.hidden_size * (padded_vocabulary - padded_vocabulary // grid.tensor)
-        )
-        accumulated += beyond
-        gradients += 0 if fully_sharded else beyond
     hidden = width * language.hidden_size * tokens  # of one micro-batch
     # 1F1B: stage p has P - p micro-batches under way (Narayanan et al. 2021, section 2.2.1).
     under_way = min(grid.pipeline - stage, micro_batches)
@@ -156,7 +149,7 @@ def rank_memory(
     return RankMemory(
         parameters=state.parameters,
         frozen=state.frozen,
-        gradients=gradients,
+        gradients=state.gradients,
         optimizer=state.optimizer,
         gathered=gathered,
         accumulated=accumulated,
@@ -164,7 +157,7 @@ def rank_memory(
         tower=_tower(architecture.vision, params, rows * tiles, width) if stage == 0 else 0,
         activations=under_way * kept + again,
         logits=head if is_last else 0,
-        clipping=2 * 8 * state.largest,
+        clipping=8 * state.largest,
     )
 
 

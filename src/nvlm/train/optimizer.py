@@ -56,7 +56,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, mesh: Mes
     for gradient in gradients:
         over = _sharded_over(gradient)
         place = int("shard" in over), int("tensor" in over)
-        squares[place] += _local(gradient).double().square().sum()
+        squares[place] += torch.linalg.vector_norm(_local(gradient), dtype=torch.float64).square()
     dist.all_reduce(over_data := squares[1].clone(), group=groups["shard"])
     by_tensor = squares[0] + over_data
     dist.all_reduce(over_tensor := by_tensor[1].clone(), group=groups["tensor"])
