@@ -80,8 +80,8 @@ def _choice(values: dict[str, Any]) -> Choice:
 
 
 def _reading(values: dict[str, Any], boxes: str, illegible: Sequence[str]) -> Reading:
-    words = [_text(word) for word in values.get("words", [])]
-    shapes = values.get("boxes", [])
+    words = [_text(word) for _, word in items_of(values.get("words", []))]
+    shapes = [shape for _, shape in items_of(values.get("boxes", []))]
     if shapes and len(shapes) != len(words):
         raise BadRecordError(f"{len(shapes)} boxes for {len(words)} words")
     kept = [n for n, word in enumerate(words) if word.strip() and word not in illegible]
@@ -97,7 +97,7 @@ def _reading(values: dict[str, Any], boxes: str, illegible: Sequence[str]) -> Re
 
 def _dialogue(values: dict[str, Any]) -> Dialogue:
     if "turns" in values:
-        said = [part for turn in values["turns"] for part in _parts(turn)]
+        said = [part for _, turn in items_of(values["turns"]) for part in _parts(turn)]
     else:
         said = [("human", _text(values["user"])), ("gpt", _text(values["assistant"]))]
     # Some published conversations begin in the middle, and some end with a question.

@@ -44,7 +44,7 @@ def _record(located: Located, store: FileStore) -> Record | BadRecord:
     try:
         kind = next((kind for kind, names in _KINDS.items() if names[0] in row), "question")
         fields = {name: name for name in _KINDS[kind]}
-        named = row.get("image", []) if kind == "dialogue" else select(row, "image")
+        named = select(row, "image") if kind != "dialogue" else row.get("image") or []
         names = named if isinstance(named, list) else [named]
         if not all(isinstance(name, str) for name in names):
             raise BadRecordError(f"'image' should be a path, not {named!r}")

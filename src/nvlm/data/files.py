@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,12 @@ from nvlm.data.records import BadRecordError
 from nvlm.errors import UserError
 
 PDF_PAGE_PIXELS = 2048  # longer side of a rendered page: more than six tiles of 448 ever show
+# More than any image that is not refused: a name may also be that of an archive, or of a file in an
+# archive that unpacks to a thousand times its size.
+MAX_FILE_BYTES = 2**29
+
+# What reading a member raises, by archive and damage; RuntimeError: it is encrypted.
+_UNREADABLE = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,15 @@ class FileStore:
 
     def _read_directory(self, root: Path, name: str) -> bytes | None:
         path = root / name
-        if not path.is_file():
-            return None
-        if not path.resolve().is_relative_to(_resolved(root)):
-            raise BadRecordError(f"the path {name!r} leads out of the dataset")
-        return path.read_bytes()
+        try:
+            if not path.is_file():
+                return None
+            if not path.resolve().is_relative_to(_resolved(root)):
+                raise BadRecordError(f"the path {name!r} leads out of the dataset")
+            _check_size(name, path.stat().st_size)
+            return path.read_bytes()
+        except OSError as error:  # a name too long for the file system, or no permission
+            raise BadRecordError(f"the file {name!r} cannot be read: {error.strerror}") from error
 
     def _archive(self, root: Path) -> _Archive:
         if root not in self._open:
@@ -132,9 +143,20 @@ class _Archive:
     def __getitem__(self, name: str) -> bytes | None:
         try:
             if self._zip:
-                return self._zip.read(name) if name in self._zip.NameToInfo else None
+                if name not in self._zip.NameToInfo:
+                    return None
+                _check_size(name, self._zip.NameToInfo[name].file_size)
+                return self._zip.read(name)
             member = self._members.get(name)
-            extracted = self._tar.extractfile(member) if self._tar and member else None
+            if member is None:
+                return None
+            _check_size(name, member.size)
+            extracted = self._tar.extractfile(member) if self._tar else None
             return extracted.read() if extracted else None
-        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise BadRecordError(f"{self._path}: {name!r} cannot be read: {error}") from error
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadRecordError(f"the file {name!r} has {size} bytes, which is no image")

@@ -36,20 +36,20 @@ def storable(data: bytes) -> StorableImage:
     JPEG and PNG go through byte for byte once their structure shows that they are whole: decoding
     each would take ten times as long as copying it. Damage that structure does not show is met,
     and counted, by the loader. Pictures that EXIF turns are stored turned, as PNG: of the readers
-    of a shard only some obey EXIF. Raises BadRecordError for what is empty, truncated, of no known
-    format, or absurdly large.
+    of a shard only some obey EXIF. Grey ones of 16 bits are stored with 8. Raises BadRecordError
+    for what is empty, truncated, of no known format, or absurdly large.
     """
     if not data:
         raise BadRecordError("the image file is empty")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, of which the web is full
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 return _stored(data, image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadRecordError(_without_address(str(error))) from error
-    except Image.DecompressionBombWarning as warning:
-        raise BadRecordError(str(warning)) from warning
+    except Exception as error:  # Pillow's decoders let through what damage makes them raise
+        reason = _without_address(str(error)) or type(error).__name__
+        raise BadRecordError(reason) from error
 
 
 def _stored(data: bytes, image: Image.Image) -> StorableImage:
@@ -57,7 +57,8 @@ def _stored(data: bytes, image: Image.Image) -> StorableImage:
     # Asking a PNG for EXIF decodes it, so it is asked only if it has the chunk.
     may_be_turned = image.format != "PNG" or b"eXIf" in data
     turned = may_be_turned and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    if image.format in _EXTENSIONS and not turned:
+    is_deep = image.mode.startswith("I;16")
+    if image.format in _EXTENSIONS and not turned and not is_deep:
         extension = _EXTENSIONS[image.format]
         if extension == "jpg":
             _check_jpeg(data)
@@ -66,6 +67,8 @@ def _stored(data: bytes, image: Image.Image) -> StorableImage:
                 unread.verify()  # checksums of all chunks
         return StorableImage(data=data, extension=extension, width=width, height=height)
     upright = ImageOps.exif_transpose(image)
+    if is_deep:  # a conversion would cut off all above 255, which is to say show a white picture
+        upright = upright.point(lambda value: value / 256)
     buffer = io.BytesIO()
     upright.convert("RGB").save(buffer, "PNG", compress_level=1)
     return StorableImage(

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,7 +60,7 @@ def prepare_dataset(params: DatasetParams, out: Path, metrics: Path) -> None:
     except UserError:
         shutil.rmtree(partial)
         raise
-    except OSError as error:
+    except (OSError, BrokenProcessPool) as error:  # the latter: a worker was killed
         raise UserError(f"{out} cannot be written: {error}; run it again to go on") from error
     publish_directory(partial, out)
     write_text(metrics, json.dumps(counts, indent=2) + "\n")
@@ -211,6 +212,11 @@ def _inputs_digest(params: DatasetParams) -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     for path in annotation_paths(params):
-        state = path.stat()
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read: put the dataset's annotations there ({error.strerror})"
+            ) from error
         digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()

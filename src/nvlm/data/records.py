@@ -6,6 +6,7 @@ types. Every rule of what makes a usable record is here, in the contents' constr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
@@ -115,6 +116,8 @@ class Reading:
         _check_texts(text=self.text)
         if self.boxes and len(self.boxes) != len(self.words):
             raise BadRecordError(f"{len(self.boxes)} boxes for {len(self.words)} words")
+        if not all(math.isfinite(side) for box in self.boxes for side in box):
+            raise BadRecordError(f"not a number in the boxes {str(self.boxes)[:80]}")
 
     def scaled(self, width: int, height: int) -> Reading:
         """With boxes given as shares of the image turned into pixels."""

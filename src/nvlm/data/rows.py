@@ -82,7 +82,7 @@ def _read_json(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
     if rows == WHOLE_FILE:
         try:
             yield "", json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield "", ValueError(f"no valid JSON ({error})")
         return
     for key, value, _ in _json_items(text, rows, path):
@@ -94,7 +94,7 @@ def _read_json_lines(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield f"line {number}", json.loads(line.decode())
+                    yield f"line {number}", json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
                     yield f"line {number}", ValueError(f"no valid JSON ({error})")
 
@@ -143,7 +143,7 @@ def _decoded(sample: dict[str, Any]) -> Any:
             sample["json"] = json.loads(sample["json"])
         if "txt" in sample:
             sample["txt"] = sample["txt"].decode()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ValueError(f"no valid JSON or text ({error})")
     return sample
 
@@ -172,7 +172,7 @@ _READERS = {
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -181,7 +181,7 @@ def _json_items(text: str, rows: str, path: Path) -> Iterator[tuple[str, Any, Sp
     """Key (or position), value and span of the items of the container at ``rows``."""
     try:
         yield from _items(text, _skip_space(text, 0), rows.split(".") if rows else [])
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON: {error}") from error
     except KeyError as error:
         raise UserError(f"{path} has no {rows!r} to take rows from") from error

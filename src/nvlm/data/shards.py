@@ -71,7 +71,7 @@ def write_shard(
                 _add_sample(archive, f"{place:09d}", entry)
                 samples += 1
             except BadRecordError as error:
-                skipped.append({"record": _name(entry), "reason": str(error)})
+                skipped.append({"record": _writable(_name(entry)), "reason": _writable(str(error))})
         digest = archive.finish()
     if samples:
         partial.rename(path)
@@ -197,13 +197,22 @@ def _add_sample(archive: _ArchiveWriter, key: str, entry: Record | BadRecord) ->
     images = [
         storable(image if isinstance(image, bytes) else image.read()) for image in entry.images
     ]
+    size = (images[0].width, images[0].height) if images else (0, 0)
+    text = json.dumps(entry.annotation(*size), sort_keys=True, ensure_ascii=False)
+    try:
+        annotation = text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, UTF-8 can't
+        raise BadRecordError(f"the text is no Unicode text: {error.reason}") from error
     numbered = isinstance(entry.content, Dialogue)
     for number, image in enumerate(images):
         part = f"{number}.{image.extension}" if numbered else image.extension
         archive.add(f"{key}.{part}", image.data)
-    size = (images[0].width, images[0].height) if images else (0, 0)
-    text = json.dumps(entry.annotation(*size), sort_keys=True, ensure_ascii=False)
-    archive.add(f"{key}.json", text.encode())
+    archive.add(f"{key}.json", annotation)
+
+
+def _writable(text: str) -> str:
+    """``text`` with halves of surrogate pairs, which UTF-8 has no form for, spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _name(entry: Record | BadRecord) -> str:
