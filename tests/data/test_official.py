@@ -295,6 +295,36 @@ def test_the_hubs_parquet_files_are_unpacked(project, monkeypatch):
     assert {path.name for path in out.iterdir()} == {"images", "questions.jsonl"}
 
 
+def test_mathvista_as_the_hub_has_it(project, monkeypatch):
+    """AI4Math/MathVista's testmini: ``image`` names a file of images.zip, which isn't needed."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(buffer, "PNG")
+    row = {
+        "pid": "7",
+        "question": "Which?",
+        "image": "images/7.jpg",
+        "decoded_image": {"bytes": buffer.getvalue(), "path": "7.jpg"},
+        "choices": ["x", "y"],
+        "unit": None,
+        "precision": None,
+        "answer": "y",
+        "question_type": "multi_choice",
+        "answer_type": "text",
+        "metadata": {"task": "geometry problem solving", "skills": ["arithmetic reasoning"]},
+        "query": "Hint: choose.\nQuestion: Which?",
+    }
+    free = row | {"pid": "8", "choices": None, "question_type": "free_form", "precision": 1.0}
+    path = Path("data/raw/eval/MathVista/data/testmini-00000-of-00001-725687bf7a18d64b.parquet")
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist([row, free]), path)
+    choice, number = questions_in(prepare("MathVista", monkeypatch), "MathVista")
+    assert (choice.id, choice.references, choice.choices) == ("7", ("B",), ("x", "y"))
+    assert choice.images[0].name == "000000_decoded_image.png"
+    assert choice.category == "geometry problem solving"
+    assert (number.references, number.precision) == (("y",), 1)
+    assert number.text == "choose.\nQuestion: Which?"
+
+
 def test_a_fault_in_parquet_files_is_told_of_the_users_directory(project, monkeypatch):
     path = Path("data/raw/eval/RealWorldQA/data/test-00000-of-00001.parquet")
     path.parent.mkdir(parents=True)

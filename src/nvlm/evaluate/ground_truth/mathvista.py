@@ -1,4 +1,8 @@
-"""MathVista: the publisher's testmini.json, ``{pid: {question, query, choices, answer, ...}}``."""
+"""MathVista: the Hub's Parquet file, unpacked, as the recipe reads it, or JSON of the same fields.
+
+The publisher's repository has a testmini.json, ``{pid: {question, choices, answer, ...}}``, whose
+records lack the ``query``.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,9 @@ def read(directory: Path) -> list[Question]:
     """One question a problem; the category is its task (metadata).
 
     As in the recipe, a free-form question is asked as ``query``, which says what form of answer is
-    wanted, without the words "Hint: "; a multiple-choice question as ``question``. A list of
-    records, as on the Hub, is read as well.
+    wanted, without the words "Hint: "; a multiple-choice question as ``question``.
     """
-    path = files.only_file(directory, "*.json")
-    published = files.read_json(path)
-    if isinstance(published, Mapping):
-        published = [{"pid": pid, **problem} for pid, problem in published.items()]
+    path, published = _published(directory)
     images = files.Images(directory)
     questions = []
     for record in files.records(published, str(path)):
@@ -38,7 +38,7 @@ def read(directory: Path) -> list[Question]:
         questions.append(
             Question(
                 id=question_id,
-                images=(images.path(files.text_field(record, "image", where)),),
+                images=(images.path(_image(record, where)),),
                 text=text,
                 references=references,
                 choices=choices,
@@ -48,6 +48,24 @@ def read(directory: Path) -> list[Question]:
             )
         )
     return files.without_duplicates(questions, path)
+
+
+def _published(directory: Path) -> tuple[Path, Any]:
+    """The file and its records; a dictionary's keys are their ``pid``."""
+    if list(directory.glob("*.jsonl")):
+        path = files.only_file(directory, "*.jsonl")
+        return path, files.read_json_lines(path)
+    path = files.only_file(directory, "*.json")
+    published = files.read_json(path)
+    if isinstance(published, Mapping):
+        published = [{"pid": pid, **problem} for pid, problem in published.items()]
+    return path, published
+
+
+def _image(record: Any, where: str) -> str:
+    """The image of the Parquet file itself, beside which ``image`` names a file of an archive."""
+    unpacked = isinstance(record, Mapping) and "decoded_image" in record
+    return files.text_field(record, "decoded_image" if unpacked else "image", where)
 
 
 def _letter(answer: str, choices: tuple[str, ...], where: str) -> str:
