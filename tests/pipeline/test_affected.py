@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -133,11 +135,31 @@ AFFECTED = [
     ),
 ]
 
+OVERRIDES = [None, *(override for override, _ in AFFECTED)]
+
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """A copy of the project whose commands are stubs, reproduced once; and a copy of the result."""
-    root = tmp_path_factory.mktemp("graph") / "project"
+def affected(tmp_path_factory):
+    """What DVC runs for each override of the table, in copies of a graph that was reproduced once.
+
+    Two at a time: most of it is DVC reading and writing dvc.lock.
+    """
+    root = tmp_path_factory.mktemp("graph") / "reproduced"
+    stub_graph(root)
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        assert len(pool.submit(reproduce, root, []).result()) > 40
+        copies = {override: root.with_name(str(place)) for place, override in enumerate(OVERRIDES)}
+        for copy in copies.values():
+            shutil.copytree(root, copy)
+        yield {
+            override: pool.submit(reproduce, copy, [override] if override else [])
+            for override, copy in copies.items()
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+def stub_graph(root):
+    """A copy of the project whose commands are stubs."""
     for name in ("conf", "src", "stages"):
         shutil.copytree(name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     stages = yaml.safe_load(Path("dvc.yaml").read_text())
@@ -148,25 +170,15 @@ def graph(tmp_path_factory):
         block["cmd"] = stub_command(block)
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
     (root / "stub.py").write_text(STUB)
-    before = Path.cwd()
+    Repo.init(str(root), no_scm=True).close()
+
+
+def reproduce(root, overrides):
+    """The stages that DVC runs in ``root`` under ``overrides``."""
     os.chdir(root)
-    try:
-        Repo.init(no_scm=True).close()
-        write_params([])
-        assert len(reproduce()) > 40
-        shutil.copytree(root, root.parent / "reproduced")
-        yield root
-    finally:
-        os.chdir(before)
-
-
-def write_params(overrides):
     text = composed([*BASE, *overrides])
     Path("params.yaml").write_text(text)
     Path("params.json").write_text(json.dumps(yaml.safe_load(text)))
-
-
-def reproduce():
     with Repo() as repo:
         return {stage.addressing for stage in repo.reproduce()}
 
@@ -186,23 +198,10 @@ def stub_command(block):
     return " ".join(words)
 
 
-def test_nothing_changed_runs_nothing(graph):
-    assert reproduce() == set()
+def test_nothing_changed_runs_nothing(affected):
+    assert affected[None].result() == set()
 
 
 @pytest.mark.parametrize(("override", "expected"), AFFECTED, ids=[row[0] for row in AFFECTED])
-def test_a_parameter_reruns_what_depends_on_it_and_nothing_else(graph, override, expected):
-    write_params([override])
-    try:
-        assert reproduce() == expected
-    finally:
-        for name in ("dvc.lock", "data", "checkpoints", "metrics", "plots"):
-            replace(graph.parent / "reproduced" / name, graph / name)
-
-
-def replace(original, copy):
-    if original.is_dir():
-        shutil.rmtree(copy)
-        shutil.copytree(original, copy)
-    else:
-        shutil.copy2(original, copy)
+def test_a_parameter_reruns_what_depends_on_it_and_nothing_else(affected, override, expected):
+    assert affected[override].result() == expected
