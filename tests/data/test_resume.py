@@ -131,6 +131,31 @@ def test_a_killed_process_leaves_no_half_shard(params, tmp_path):
     assert digests(out) == digests(tmp_path / "whole")
 
 
+def test_workers_end_with_the_process_that_is_killed(directory_of_records, tmp_path):
+    # Converting such an image takes long enough for the workers to be in the middle of a shard.
+    slow = encoded_image("BMP", size=(2000, 1500))
+    rows = [{"image": "images/a.bmp", "caption": str(number)} for number in range(24)]
+    given = DatasetParams(
+        source="records",
+        requires=str(directory_of_records(rows, {"a.bmp": slow})),
+        samples=None,
+        samples_per_shard=12,
+        max_skipped=0.0,
+        workers=2,
+    )
+    arguments = (given, tmp_path / "out", tmp_path / "out.json")
+    process = multiprocessing.get_context("spawn").Process(target=prepare_dataset, args=arguments)
+    process.start()
+    partial = tmp_path / ".out.partial"
+    while len(list(partial.glob("*.partial"))) < 2 and process.is_alive():
+        time.sleep(0.001)
+    assert process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    time.sleep(3)
+    assert not list(partial.glob("*.tar"))
+
+
 def test_a_full_disk_is_one_sentence(params, tmp_path, monkeypatch):
     def write(directory, number, first, entries):
         raise OSError(28, "No space left on device")

@@ -155,7 +155,7 @@ def _checked(convert: Callable[[Any], Box]) -> Callable[[Any], Box]:
     def checked(shape: Any) -> Box:
         try:
             return convert(shape)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise BadRecordError(f"{str(shape)[:80]!r} is no box") from error
 
     return checked

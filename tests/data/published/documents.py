@@ -218,7 +218,7 @@ DOCUMENTS = {
                     "question": "Which is it?",
                     "choices": ["ball", "cube"],
                     "answer": 1,
-                    "hint": "",
+                    "hint": "Count the corners.",
                     "image": "image.png",
                     "task": "closed choice",
                     "grade": "grade2",
@@ -234,7 +234,7 @@ DOCUMENTS = {
             },
             "images/train/2/image.png": JPEG,
         },
-        [Choice(question="Which is it?", choices=["ball", "cube"], correct=1)],
+        [Choice(question="Count the corners.\nWhich is it?", choices=["ball", "cube"], correct=1)],
     ),
     "clevr_math": Published(
         {
