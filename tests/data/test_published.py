@@ -109,8 +109,9 @@ def test_images_may_stay_in_archives(tmp_path):
         entry = tarfile.TarInfo("./train2017/000000033471.jpg")
         entry.size = len(JPEG)
         archive.addfile(entry, io.BytesIO(JPEG))
-    for name in ("train2017.zip", "train2017.tar"):
-        given = OmegaConf.merge(TABLE.llava_158k, {"images": [name], "image": "train2017/{image}"})
+    for name, prefix in (("train2017.zip", ""), ("train2017.tar", ""), ("train2017.zip", "./")):
+        image = f"{prefix}train2017/{{image}}"
+        given = OmegaConf.merge(TABLE.llava_158k, {"images": [name], "image": image})
         (record,) = read_layout(parse_params(given, Layout, "x"), tmp_path)
         assert record.images[0].read() == JPEG
 

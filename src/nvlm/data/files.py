@@ -53,8 +53,10 @@ class FileStore:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise BadRecordError(f"the path {name!r} leads out of the dataset")
+        plain = path.as_posix()  # without "./", which members of archives have not
         for root in self.roots:
-            data = self._read_directory(root, name) if root.is_dir() else self._archive(root)[name]
+            is_folder = root.is_dir()
+            data = self._read_directory(root, plain) if is_folder else self._archive(root)[plain]
             if data is not None:
                 return data
         raise BadRecordError(f"there is no file {name!r}")
