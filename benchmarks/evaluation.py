@@ -5,7 +5,8 @@ Run by hand, after `dvc repro`:
     python benchmarks/evaluation.py --checkpoint checkpoints/72b/sft --data data/eval
 
 Prints the tables of benchmarks/README.md. Both ways to answer go through the same model in one
-process on one core, in turns, block by block; what is compared includes images, prompts and text.
+process on all cores (or OMP_NUM_THREADS of them), in turns, block by block; what is compared
+includes images, prompts and text.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="model to ask")
     parser.add_argument("--data", type=Path, required=True, help="directory of TASK directories")
     arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     params = load_params("eval", EvaluationParams)
     wall, processor = scoring_seconds()
     print(
@@ -67,7 +69,9 @@ def main() -> None:
         single = Path(scratch) / "single"
         reshard(arguments.checkpoint, single, tensor=1)
         print(
-            f"| task | one at a time | batches of {BATCH} | ratio |\n|---|---|---|---|", flush=True
+            f"{os.environ['OMP_NUM_THREADS']} threads\n\n"
+            f"| task | one at a time | batches of {BATCH} | ratio |\n|---|---|---|---|",
+            flush=True,
         )
         launch(measure, 1, single, arguments.data, params)
 
