@@ -37,6 +37,7 @@ def check_embedding():
     weights = torch.randn(*ids.shape, WIDTH)
     expected = whole(ids)
     (expected * weights).sum().backward()
+    assert whole.weight.grad is not None
     with parallel_mesh(GridParams(tensor=RANKS)) as mesh:
         parallelize_module(split, mesh.tensor, VocabularyParallel())
         embedded = split(ids)
