@@ -47,9 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29512", "OMP_NUM_THREADS": "1"}
-    params = load_params("train.sft_72b", TrainParams)
-    # Micro-batches are for pipeline stages: one process is fastest with all rows at once.
-    params = replace(params, grid=GridParams(tensor=1), micro_batch=params.global_batch)
+    params = replace(load_params("train.sft_72b", TrainParams), grid=GridParams(tensor=1))
     with tempfile.TemporaryDirectory() as directory, parallel_mesh(params.grid) as mesh:
         checkpoint = one_process_checkpoint(Path(directory))
         engine, plain = (Trainer(params, checkpoint, mesh) for _ in range(2))
