@@ -53,6 +53,8 @@ CPU_PROCESSES_PER_CORE = 4
 # What an orphaned rank gets to finish its step and save its state.
 SECONDS_TO_STOP = 7
 KINDS = ("local", "slurm")
+# What stops a run. What is ignored when it starts (nohup ignores SIGHUP) stays so.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # With transformers: seconds, once rather than once a rank.
 RANKS_IMPORT = "nvlm.parallel.state"
 
@@ -146,6 +148,7 @@ def launch(worker: Callable[..., None], processes: int, *args: Any) -> None:
         local_addr="localhost",
         max_restarts=0,
         start_method=_start_method(),
+        signals_to_handle=",".join(number.name for number in _heeded()),
     )
     with tempfile.TemporaryDirectory(prefix="nvlm-launch-") as directory:
         message = Path(directory) / "error"
@@ -192,11 +195,15 @@ def _start_method() -> str:
     return "fork"
 
 
+def _heeded() -> list[signal.Signals]:
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def _run_worker(worker: Callable[..., None], message: Path, args: tuple[Any, ...]) -> None:
     gc.freeze()  # nor may a rank collect the launcher's store: it would wait for a thread for ever
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # torchrun's own, which a fork inherits
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _heeded():  # torchrun's own handlers, which a fork inherits
+        interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         worker(*args)
@@ -224,7 +231,7 @@ def _end_with_launcher() -> None:
 
 
 def _stop_when_orphaned() -> None:
-    """Stop the ranks once the shell that started this run, or that shell's parent, is gone."""
+    """Stop the ranks once who started this run is gone."""
     ancestors = Ancestors()
     while not ancestors.gone():
         time.sleep(1)
