@@ -75,15 +75,15 @@ def torchrun(tmp_path):
         meeting = f"localhost:{free.getsockname()[1]}"
 
     def run(*arguments: str) -> tuple[list[int], str]:
-        machine = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-        machine += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
         stage = ["--rdzv-id", "stage", str(ROOT / "tests/parallel/stage.py"), *arguments]
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
         with (tmp_path / "log").open("w") as log:
             machines = [
                 subprocess.Popen(
                     # By its name, localhost, each of them would take itself for the host.
-                    [*machine, "--rdzv-conf", f"is_host={first}", *stage],
+                    [*command, "--rdzv-conf", f"is_host={first}", *stage],
                     cwd=tmp_path,
                     env=environment,
                     stdout=log,
@@ -91,7 +91,11 @@ def torchrun(tmp_path):
                 )
                 for first in (True, False)
             ]
-            codes = [machine.wait(timeout=120) for machine in machines]
+            try:
+                codes = [machine.wait(timeout=60) for machine in machines]
+            finally:
+                for machine in machines:
+                    machine.kill()
         return codes, (tmp_path / "log").read_text()
 
     return run
@@ -104,7 +108,7 @@ def test_ranks_on_two_machines_without_slurm(torchrun, tmp_path):
     assert found == ["3.0 of local rank 0 on cpu"] * 2
 
 
-@pytest.mark.parametrize("failing", ["all", "1"])
+@pytest.mark.parametrize("failing", ["all", "1", "early"])
 def test_an_error_of_ranks_on_two_machines_is_told_once(failing, torchrun):
     codes, log = torchrun("out", failing)
     assert 0 not in codes
