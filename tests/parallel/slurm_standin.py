@@ -61,9 +61,10 @@ def sbatch(arguments: list[str]) -> int:
         )
     (job / "group").write_text(str(started.pid))
     print(job.name, flush=True)
-    while (ended := state(job)) == "RUNNING":
+    while state(job) == "RUNNING":
         time.sleep(0.05)
-    return 0 if ended == "COMPLETED" else 1
+    # As sbatch(1): the job's exit code, which is 0 for one that was cancelled before it started.
+    return int((job / "exit").read_text()) if (job / "exit").exists() else 0
 
 
 def state(job: Path) -> str:
@@ -94,6 +95,9 @@ def sacct(arguments: list[str]) -> int:
 
 def scancel(arguments: list[str]) -> int:
     job = _job(arguments)
+    if (job.parent / "silent").exists():
+        print("scancel: error: Unable to contact slurm controller", file=sys.stderr)
+        return 1
     (job / "state").write_text("CANCELLED")
     os.killpg(int((job / "group").read_text()), signal.SIGKILL)
     return 0

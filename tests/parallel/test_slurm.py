@@ -186,6 +186,14 @@ def test_how_a_job_ended(state, sentence, purged, slurm):
         start(f"{forget}echo -n {state} > {slurm}/100/state; sleep 5")
 
 
+def test_a_job_that_even_accounting_has_forgotten(slurm):
+    """What sbatch said of it is all there is."""
+    forget = f"touch {slurm}/$SLURM_JOB_ID/purged {slurm}/$SLURM_JOB_ID/forgotten; "
+    start(f"{forget}exit 0")
+    with pytest.raises(UserError, match="forgotten how job 101 ended: see logs/launch/stage-101"):
+        start(f"{forget}exit 1")
+
+
 def test_no_slurm_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -253,6 +261,35 @@ def test_a_signal_cancels_the_job(sent, found_again, slurm):
     thread.join()
     assert [(job / "state").read_text() for job in submitted(slurm)] == ["CANCELLED"]
     assert not list(RECORDS.glob("*.json"))
+
+
+def test_a_job_that_slurm_does_not_cancel_goes_on_and_is_found_again(slurm):
+    silent, running = slurm / "silent", slurm.parent / "running"
+
+    def interrupt() -> None:
+        silent.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    default = signal.getsignal(signal.SIGINT)
+    thread = meanwhile(
+        lambda: running.exists() and signal.getsignal(signal.SIGINT) != default, interrupt
+    )
+    with pytest.raises(UserError, match=r"job 100 goes on.* try scancel 100"):
+        start("touch running; while [ ! -f over ]; do sleep 0.1; done; exit 0")
+    thread.join()
+    silent.unlink()
+    threading.Timer(2, Path("over").touch).start()
+    start("exit 0")
+    assert len(submitted(slurm)) == 1
+
+
+def test_a_cancelled_job_is_waited_for_and_not_taken(slurm, capfd):
+    job = record_of(slurm, "sleep 2; exit 0")
+    record = RECORDS / "stage-0123.json"
+    record.write_text(record.read_text().replace("false", "true"))
+    start("exit 0")
+    assert f"job {job.name} was cancelled and is ending" in capfd.readouterr().err
+    assert len(submitted(slurm)) == 2
 
 
 def test_the_end_of_dvc_cancels_the_job(slurm):

@@ -63,7 +63,7 @@ def run_job(
     kept = RECORDS / f"{name}-{digest}.json"
     with _signals() as signals:
         _refuse_a_second_run(list(command), kept)
-        record, waiting = _running(kept, params, signals), None
+        record, waiting = _running(kept, params, signals, ancestors), None
         if record is None:
             script = kept.with_suffix(".sh")
             LOGS.mkdir(parents=True, exist_ok=True)
@@ -84,11 +84,16 @@ def run_job(
         print(f"job {record.job} {verb}: its log is {log}", file=sys.stderr, flush=True)
         end = _wait(record.job, waiting, params, signals, ancestors)
         if end is None:
-            _cancel(kept, record, waiting)
-            if signals == [signal.SIGINT]:
+            cancelled = _cancel(kept, record, waiting)
+            if cancelled and signals == [signal.SIGINT]:
                 raise KeyboardInterrupt
             why = signal.Signals(signals[0]).name if signals else "the end of dvc"
-            raise UserError(f"{why} stopped the run, job {record.job} is cancelled: start it again")
+            raise UserError(
+                f"{why} stopped the run, job {record.job} is cancelled: start it again"
+                if cancelled
+                else f"{why} stopped the run, and job {record.job} goes on, since Slurm took no "
+                f"scancel: try scancel {record.job}, or start the stage again to wait for the job"
+            )
     kept.unlink()
     if end != "COMPLETED":
         raise UserError(_explained(record.job, end, log, params))
@@ -123,7 +128,9 @@ def _refuse_a_second_run(command: list[str], kept: Path) -> None:
         path.unlink()
 
 
-def _running(kept: Path, params: SlurmParams, signals: list[int]) -> Record | None:
+def _running(
+    kept: Path, params: SlurmParams, signals: list[int], ancestors: Ancestors
+) -> Record | None:
     """The job of an earlier run that is still active, if there is one.
 
     One that was cancelled and is still about to end is waited for, and not taken.
@@ -131,12 +138,12 @@ def _running(kept: Path, params: SlurmParams, signals: list[int]) -> Record | No
     if not kept.is_file():
         return None
     record = _read(kept)
-    while _state(record.job) in queue.ACTIVE:
+    if _state(record.job) in queue.ACTIVE:
         if not record.cancelled:
             return record
-        if signals:
+        print(f"job {record.job} was cancelled and is ending", file=sys.stderr, flush=True)
+        if _wait(record.job, None, params, signals, ancestors) is None:
             raise KeyboardInterrupt
-        time.sleep(params.poll_seconds)
     kept.unlink()
     return None
 
@@ -148,42 +155,47 @@ def _wait(
     signals: list[int],
     ancestors: Ancestors,
 ) -> str | None:
-    """The state in which ``job`` ends; None if it is to be cancelled before.
+    """The state in which ``job`` ends; None if this process is to end before.
 
-    sbatch waits for the job that this process has submitted; one found again is asked after.
+    sbatch waits for the job that this process has submitted; one found again is asked after. That
+    sbatch ends with 0 says little: so it does for a job that was cancelled before it started.
     """
-    asked = time.monotonic()
+    asked, forgotten = time.monotonic(), "UNKNOWN"
     while not signals and not ancestors.gone():
         if waiting is not None:
             code = waiting.poll()
-            if code == 0:
-                return "COMPLETED"
             over = code is not None
             waiting = None if over else waiting
+            forgotten = "COMPLETED" if code == 0 else "UNKNOWN"
         else:
             over = time.monotonic() - asked >= params.poll_seconds
         if over:
             asked = time.monotonic()
-            state = _state(job) or "UNKNOWN"
+            state = _state(job) or forgotten
             if state not in queue.ACTIVE:
                 return state
         time.sleep(0.2)
     return None
 
 
-def _cancel(kept: Path, record: Record, waiting: subprocess.Popen[str] | None) -> None:
-    """Cancel the job; forget it if it ends soon, and otherwise note that it was cancelled."""
-    queue.cancel(record.job)
-    _keep(kept, replace(record, cancelled=True))
+def _cancel(kept: Path, record: Record, waiting: subprocess.Popen[str] | None) -> bool:
+    """Cancel the job; forget it if it ends soon, and otherwise note that it was cancelled.
+
+    False if it goes on: the next run takes it.
+    """
+    cancelled = queue.cancel(record.job)
+    _keep(kept, replace(record, cancelled=cancelled))
     deadline = time.monotonic() + SECONDS_TO_CANCEL
-    while time.monotonic() < deadline:
-        if _state(record.job) not in queue.ACTIVE:
-            kept.unlink()
+    while (active := _state(record.job) in queue.ACTIVE) and cancelled:
+        if time.monotonic() > deadline:
             break
         time.sleep(0.5)
+    if not active:
+        kept.unlink()
     if waiting is not None:
         waiting.kill()
         waiting.wait()
+    return cancelled or not active
 
 
 def _state(job: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from nvlm.errors import UserError
@@ -14,7 +15,7 @@ ACTIVE = frozenset(
     (
         *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED"),
         *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "SPECIAL_EXIT"),
-        *("RESV_DEL_HOLD", "POWER_UP_NODE"),
+        *("RESV_DEL_HOLD", "POWER_UP_NODE", "EXPEDITING"),
     )
 )
 
@@ -31,23 +32,27 @@ def submit(script: Path) -> tuple[str, subprocess.Popen[str]]:
     nobody knows.
     """
     _require("sbatch")
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored stays so in a child
-    try:
-        waiting = subprocess.Popen(
-            ["sbatch", "--wait", "--parsable", str(script)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert waiting.stdout is not None
-    job = waiting.stdout.readline().strip().split(";")[0]  # "id" or "id;cluster", told at once
-    if not job.isdigit():
-        said = " ".join(f"{job} {waiting.communicate()[1]}".split()) or "nothing"
-        raise UserError(f"sbatch refused {script} (it says: {said}): correct launch.slurm in conf/")
-    return job, waiting
+    # A pipe that nobody reads fills up in days without a controller, and sbatch would stand still.
+    with tempfile.TemporaryFile("w+") as complaints:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored stays so in a child
+        try:
+            waiting = subprocess.Popen(
+                ["sbatch", "--wait", "--parsable", str(script)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert waiting.stdout is not None
+        job = waiting.stdout.readline().strip().split(";")[0]  # "id" or "id;cluster", told at once
+        if job.isdigit():
+            return job, waiting
+        waiting.wait()
+        complaints.seek(0)
+        said = " ".join(f"{job} {complaints.read()}".split()) or "nothing"
+    raise UserError(f"sbatch refused {script} (it says: {said}): correct launch.slurm in conf/")
 
 
 def state(job: str) -> str | None:
@@ -69,9 +74,12 @@ def state(job: str) -> str | None:
     return words[0] if words else None
 
 
-def cancel(job: str) -> None:
-    """Cancel ``job``: its ranks get SIGTERM, and SIGKILL if they stay (Slurm's KillWait)."""
-    _run("scancel", job)
+def cancel(job: str) -> bool:
+    """Cancel ``job``: its ranks get SIGTERM, and SIGKILL if they stay (Slurm's KillWait).
+
+    Whether Slurm has taken the order; it takes none for a job that has ended.
+    """
+    return _run("scancel", job).returncode == 0
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
