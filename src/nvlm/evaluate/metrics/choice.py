@@ -19,6 +19,7 @@ from string import ascii_uppercase
 _BOX = re.compile(r"\\(?:answer|boxed)\s*\{")
 _TEXT_COMMAND = re.compile(r"^\\(?:text|mathrm|mathbf|textbf)\s*\{(.*)\}$", re.DOTALL)
 _DECORATION = re.compile(r"[*_`$\"“”]+")
+_QUOTED = re.compile(r"(?<!\w)['‘]([A-Za-z])['’](?!\w)")
 _LONE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;!]?")
 _MARK = r"(?:\(([A-Z])\)|\[([A-Z])\]|\b([A-Z])\)|\b([A-Z])(?=[.:,](?:\s|$)))"
 _LEADING = re.compile(_MARK)
@@ -31,12 +32,13 @@ _STATED = re.compile(
     rf"[(\[]?{_NOT_IN_SENTENCE}\b([A-Za-z])(?![\w'’])[)\]]?"
 )
 _BRACKETED = re.compile(r"\(([A-Z])\)|\[([A-Z])\]|\b([A-Z])\)")
-_WORD = re.compile(rf"(?<![\w'’]){_NOT_IN_SENTENCE}([A-Z])(?![\w'’])")
+# Only Latin letters make a word with it: Chinese, which MathVista asks in too, has no spaces.
+_WORD = re.compile(rf"(?<![\dA-Za-zÀ-ɏ_'’]){_NOT_IN_SENTENCE}([A-Z])(?![\dA-Za-zÀ-ɏ_'’])")
 
 
 def parse_choice(answer: str, choices: Sequence[str]) -> str | None:
     """The letter that ``answer`` chooses of ``choices`` (A for the first), or None."""
-    text = _DECORATION.sub("", boxed(answer)).strip()
+    text = _QUOTED.sub(r"\1", _DECORATION.sub("", boxed(answer))).strip()
     found: set[str] = next(filter(None, _readings(text, choices)), set())
     return found.pop() if len(found) == 1 else None
 
