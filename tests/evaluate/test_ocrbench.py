@@ -28,4 +28,6 @@ def test_cases(answer: str, golds: list[str], dataset: str, ours: float, recipe:
     asked = Question(id=0, images=(), text="?", references=tuple(golds), dataset=dataset)
     (verdict,) = ocrbench.score([asked], [answer])
     assert (verdict.score, verdict.other_scores["recipe"]) == (ours, recipe)
+    # The publishers' program gives an item one point at most.
+    assert verdict.other_scores["official"] == min(1, recipe)
     assert verdict.unparsable == (not answer)

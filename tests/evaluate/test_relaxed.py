@@ -54,6 +54,38 @@ def test_cases(answer: str, gold: str, ours: bool, recipe: bool):
     assert verdict.unparsable == (not answer)
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("10.5", "10", True),
+        ("10.51", "10", False),
+        ("1.05", "1", False),  # by a rounding error: 1.05 - 1 is 0.05000000000000004
+        ("-3", "3", False),
+        ("-10.2", "-10", True),
+        ("5.", "5", True),
+        (" 5\n", "5", True),
+        ("5%", "5", False),  # 0.05
+        ("12%", "0.12", True),
+        ("12 %", "12%", True),
+        ("12%%", "12%", True),
+        ("%", "%", True),  # no number
+        ("1,000", "1000", False),
+        ("$5", "5", False),
+        ("1e3", "1000", True),
+        ("1_000", "1000", True),  # as Python reads it
+        ("0.0", "0", False),  # a gold of 0 must be met to the letter
+        ("nan", "nan", False),
+        ("Red", "red", True),
+        ("red.", "red", False),
+        ("red ", "red", False),
+        ("", "", True),
+    ],
+)
+def test_pix2struct(answer: str, gold: str, right: bool):
+    (verdict,) = relaxed.score([question(gold)], [answer])
+    assert bool(verdict.other_scores["pix2struct"]) == right
+
+
 def test_one_gold_is_expected():
     with pytest.raises(UserError, match="question 1 has 2 answers"):
         relaxed.score([question("1", "2")], ["1"])

@@ -1,10 +1,14 @@
 """ANLS of DocVQA and InfoVQA: 1 - edit distance / length of the best gold, 0 below one half.
 
-Biten et al. 2019 (arXiv 1907.00490), threshold 0.5: a normalised distance of 0.5 or more scores 0.
-``score`` compares texts in lower case with single spaces, as the benchmarks define it. ``recipe``
-is Megatron-LM's (evaluation/evaluate_vqav2.py): VQAEval's normalisation (``metrics.vqa``) comes
-first, so that signs, punctuation and articles are lost, and the length is that of the texts in
-capitals ("ß" counts as "SS"). By both, two empty strings score 1.
+Texts are compared in lower case with single spaces. ``score`` is the benchmarks' definition (Biten
+et al. 2019, arXiv 1907.00490): a distance of one half or more of the length scores 0.
+
+``official`` is the organisers' program (infographicsvqa_eval.py of rrc.cvc.uab.es), which scores
+the test sets: a similarity of exactly one half counts, and the length is that of the texts as
+given, in capitals ("ß" is "SS") and with all their white space. ``recipe`` is Megatron-LM's
+(evaluation/evaluate_vqav2.py): VQAEval's normalisation (``metrics.vqa``) comes first, so that
+signs, punctuation and articles are lost, and the length is that in capitals. By all three, two
+empty strings score 1.
 """
 
 from __future__ import annotations
@@ -26,18 +30,15 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict
     verdicts = []
     for question, answer in zip(questions, answers, strict=True):
         read = _plain(answer)
-        normal = _plain(normalise(answer))
         golds = question.references
         verdicts.append(
             Verdict(
-                score=max(_similarity(read, _plain(gold)) for gold in golds),
+                score=max(by_definition(read, _plain(gold)) for gold in golds),
                 read_as=read,
                 unparsable=not read,
                 other_scores={
-                    "recipe": max(
-                        _similarity(normal, _plain(normalise(gold)), capitals=True)
-                        for gold in golds
-                    )
+                    "official": max(by_organisers(answer, gold) for gold in golds),
+                    "recipe": max(by_recipe(answer, gold) for gold in golds),
                 },
             )
         )
@@ -49,14 +50,31 @@ def best_constant(questions: Sequence[Question]) -> str:
     return best_of_commonest(questions, score)
 
 
+def by_definition(answer: str, gold: str) -> float:
+    """Similarity of plain texts; 0 from a distance of one half."""
+    return _near(_distance(answer, gold, max(len(answer), len(gold))))
+
+
+def by_organisers(answer: str, gold: str) -> float:
+    """The organisers', of raw texts."""
+    length = max(len(answer.upper()), len(gold.upper()))
+    similarity = 1 - _distance(_plain(answer), _plain(gold), length)
+    return similarity if similarity >= THRESHOLD else 0.0
+
+
+def by_recipe(answer: str, gold: str) -> float:
+    """The recipe's, of raw texts."""
+    answer, gold = _plain(normalise(answer)), _plain(normalise(gold))
+    return _near(_distance(answer, gold, max(len(answer.upper()), len(gold.upper()))))
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.strip().lower().split())
+    return " ".join(text.lower().split())
 
 
-def _similarity(answer: str, gold: str, *, capitals: bool = False) -> float:
-    texts = (answer.upper(), gold.upper()) if capitals else (answer, gold)
-    length = max(map(len, texts))
-    if not length:
-        return 1.0
-    distance = Levenshtein.distance(answer, gold) / length
+def _distance(answer: str, gold: str, length: int) -> float:
+    return Levenshtein.distance(answer, gold) / length if length else 0.0
+
+
+def _near(distance: float) -> float:
     return 1 - distance if distance < THRESHOLD else 0.0

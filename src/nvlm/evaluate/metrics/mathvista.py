@@ -10,6 +10,9 @@ is unparsable and wrong. ``first_choice`` and ``random`` guess unreadable choice
 normalisation first, so that signs are lost; decimals are cut to two rather than rounded, but not
 within "the answer is 3.14159"; unreadable choices are the first one. An answer that normalises to
 nothing stops that program; here it is compared as it is.
+
+The publishers' own program asks a language model to extract the answer, and takes the choice that
+is spelt most like it: no score here is that one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 ``score`` is strict: an answer that can't be read is wrong. Other scores of the same answers:
 ``first_choice`` and ``random`` guess the unparsable (``metrics.guess``), as other programs do, and
 ``recipe`` is what the recipe reports, parser and guess together. Each is a mean over questions, not
-over subjects.
+over subjects. None is exactly that of the benchmark's own program (eval_utils.py), which reads open
+answers as the recipe does, but of letters counts "(X)" and not "X)", and draws for the unparsable
+from one stream for all questions.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 ``score`` gives an item one point at most, and none for an empty gold. Texts are compared in lower
 case with line breaks as spaces; handwritten formulas (HME100k) with their case, without white
-space. ``recipe`` is Megatron-LM's (evaluation/evaluate_ocrbench.py), after Liu et al. 2023: every
-gold that matches is a point, so that an item can score above 1, and an empty gold always matches;
-for formulas spaces and line breaks go, but not tabs. The published total of 1,000 items is the sum:
-1,000 times the mean.
+space. ``official`` is the publishers' program (Liu et al. 2023; OCRBench/example.py): one point at
+most as well, but an empty gold always matches, and of a formula spaces and line breaks go, but not
+tabs. ``recipe`` is Megatron-LM's (evaluation/evaluate_ocrbench.py), the same but that every gold
+that matches is a point, so that an item can score above 1. The published total of 1,000 items is
+the sum: 1,000 times the mean.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _score(question: Question, answer: str) -> Verdict:
         score=float(any(gold in read for gold in golds if gold)),
         read_as=read,
         unparsable=not read,
-        other_scores={"recipe": float(matches)},
+        other_scores={"official": float(matches > 0), "recipe": float(matches)},
     )
 
 

@@ -8,6 +8,11 @@ to case, white space or a period at the end. "nan" and "inf" are words.
 ``recipe`` is Megatron-LM's (evaluation/evaluate_vqav2.py), quirks and all: VQAEval's normalisation
 (``metrics.vqa``) comes first, so that "-3" equals "3"; "$5" is no number and not "5"; "nan" is a
 number and equals nothing, itself included.
+
+``pix2struct`` is the rule that most published comparisons use (google-research/pix2struct,
+metrics.py; lmms-eval has a copy): "12%" is 0.12, and so not 12; a number is what Python's float()
+reads, so that "5." is 5 but "1,000" and "$5" are words; words, and any answer to a gold of 0, must
+be equal in lower case, white space and all.
 """
 
 from __future__ import annotations
@@ -44,7 +49,10 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> list[Verdict
                 score=float(is_right(read, _plain(gold))),
                 read_as=read,
                 unparsable=not read,
-                other_scores={"recipe": float(is_right_by_recipe(answer, gold))},
+                other_scores={
+                    "recipe": float(is_right_by_recipe(answer, gold)),
+                    "pix2struct": float(is_right_by_pix2struct(answer, gold)),
+                },
             )
         )
     return verdicts
@@ -72,6 +80,21 @@ def is_right_by_recipe(answer: str, gold: str) -> bool:
     except ValueError:
         return answer == gold
     return gold_number * 0.95 <= number <= gold_number * 1.05
+
+
+def is_right_by_pix2struct(answer: str, gold: str) -> bool:
+    """Pix2struct's, of raw texts."""
+    number, gold_number = _fraction(answer), _fraction(gold)
+    if number is None or not gold_number:
+        return answer.lower() == gold.lower()
+    return abs(number - gold_number) / abs(gold_number) <= TOLERANCE
+
+
+def _fraction(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,10 @@ Two accuracies are reported. ``score`` is the recipe's min(1, matches / 3). ``le
 official rule: the mean, over the ten, of min(1, matches among the other nine / 3). The official
 program skips normalisation where all ten agree, so that "Yes." scores 0 against ten "yes"; here, as
 in open_flamingo, answers are always normalised.
+
+TextVQA's own challenge scores by leave-one-out too, on strings that lose every comma and question
+mark and have "'s" cut off as a word (EvalAIAnswerProcessor in MMF, LLaVA and lmms-eval): no number
+here is that one; the paper's is the recipe's.
 """
 
 from __future__ import annotations
