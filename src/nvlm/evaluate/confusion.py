@@ -23,8 +23,8 @@ LONGEST = 30  # characters of a name
 def confusion_table(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> str:
     """CSV with the columns ``truth`` and ``answer``.
 
-    The truth is the commonest reference, compared in lower case; an answer that got full marks
-    counts as the truth, however it was put.
+    The truth is the commonest reference, compared in lower case; an answer that scores 1 or more
+    (full marks, but for CIDEr, which goes to 10) counts as the truth, however it was put.
     """
     truths = [_commonest(question) for question in questions]
     named = {name for name, _ in Counter(truths).most_common(NAMED)}
