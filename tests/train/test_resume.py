@@ -8,6 +8,7 @@ failures (files that were written and not flushed), and both ranks killed at the
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,9 @@ LONGEST = 0.05  # seconds after which a strike falls; the last two steps and sav
 
 def params_of(grid: GridParams) -> TrainParams:
     base = train_params(grid, ["vision_projection", "language_model"], STEPS)
-    data = replace(base.data, blend={"shapes": 1.0}, sequence_length=300, shuffle_buffer=10)
+    data = replace(
+        base.data, blend={"shapes": 1.0}, sequence_length=300, shuffle_buffer=10, workers=2
+    )
     return replace(base, data=data, global_batch=4, snapshot_every=3)
 
 
@@ -49,6 +52,7 @@ class Strike:
     step: int
     after: float
     signal: int = signal.SIGKILL
+    workers: bool = False  # whether it hits the processes that read for the rank too
 
     def __str__(self) -> str:
         return f"rank {self.rank}, step {self.step} + {self.after:.3f} s"
@@ -73,16 +77,18 @@ def run(directory: Path, data: Path, strike: Strike | None = None) -> None:
     if strike is not None and int(os.environ["RANK"]) == strike.rank:
         step = Trainer.step
 
-        def struck(self, number, batch, *, stop=False):
+        def step_struck(self, number, batch, *, stop=False):
             if number == strike.step and strike.after:
                 timer = threading.Timer(strike.after, os.kill, (os.getpid(), strike.signal))
                 timer.daemon = True
                 timer.start()
             elif number == strike.step:
-                os.kill(os.getpid(), strike.signal)
+                workers = psutil.Process().children() if strike.workers else []
+                struck = [os.getpid(), *(worker.pid for worker in workers)]
+                subprocess.run(["kill", f"-{strike.signal}", *map(str, struck)], check=True)
             return step(self, number, batch, stop=stop)
 
-        Trainer.step = struck  # type: ignore[method-assign]
+        Trainer.step = step_struck  # type: ignore[method-assign]
     params = params_of(GRID)
     with parallel_mesh(params.grid) as mesh:
         train(
@@ -98,6 +104,12 @@ def run(directory: Path, data: Path, strike: Strike | None = None) -> None:
 def content(directory: Path) -> dict[str, bytes]:
     files = [*sorted((directory / "out").rglob("*")), directory / "loss.csv"]
     return {str(f.relative_to(directory)): f.read_bytes() for f in files if f.is_file()}
+
+
+def snapshots_of(directory: Path, data: Path) -> Path:
+    """Where a run in ``directory`` keeps its snapshots."""
+    digest = run_digest(params_of(GRID), directory / "combined", data)
+    return directory / RESUME / f"out-{digest}"
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +163,81 @@ def test_snapshots_are_of_what_determines_a_run_and_not_of_who_watches_it(make, 
     assert run_digest(replace(params, seed=2), checkpoint, datasets) != digest
 
 
-def test_sigterm_keeps_the_state_of_the_step_it_came_in(make, datasets, uninterrupted):
+@pytest.mark.parametrize("workers", [False, True])
+def test_sigterm_keeps_the_state_of_the_step_it_came_in(workers, make, datasets, uninterrupted):
     directory = make()
-    strike = Strike(rank=0, step=4, after=0, signal=signal.SIGTERM)
+    strike = Strike(rank=0, step=4, after=0, signal=signal.SIGTERM, workers=workers)
     with pytest.raises(UserError, match="stopped by SIGTERM after step"):
         launch(run, 2, directory, datasets, strike)
     steps = [p.parent.name for p in (directory / RESUME).glob("*/step-*/.metadata")]
     assert max(steps) in {"step-00000004", "step-00000005"}
+    launch(run, 2, directory, datasets)
+    assert content(directory) == uninterrupted
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence(make, datasets, uninterrupted):
+    directory = make()
+    second = snapshots_of(directory, datasets) / "step-00000006"
+    second.mkdir(parents=True)
+    for rank in (0, 1):
+        (second / f"__{rank}_0.distcp").symlink_to("/dev/full")
+    with pytest.raises(
+        UserError, match=r"could not be written \(rank \d: .*No space left.*make room"
+    ):
+        launch(run, 2, directory, datasets)
+    shutil.rmtree(second)
+    launch(run, 2, directory, datasets)
+    assert content(directory) == uninterrupted
+
+
+def test_a_damaged_snapshot_is_named(make, datasets, uninterrupted):
+    directory = make()
+    with pytest.raises(UserError, match="ended with exit code"):
+        launch(run, 2, directory, datasets, Strike(rank=0, step=11, after=0))
+    newest = max((directory / RESUME).glob("*/step-*/.metadata")).parent
+    for file in newest.glob("*.distcp"):
+        os.truncate(file, 100)
+    with pytest.raises(UserError, match=rf"snapshot .*{newest.name} is damaged .*: remove it"):
+        launch(run, 2, directory, datasets)
+    shutil.rmtree(newest)
+    launch(run, 2, directory, datasets)
+    assert content(directory) == uninterrupted
+
+
+def test_half_written_snapshots_are_neither_loaded_nor_kept(make, datasets):
+    """The metadata file is written last."""
+    directory = make()
+    snapshots = snapshots_of(directory, datasets)
+    for step in (1, 11):
+        (snapshots / f"step-{step:08d}").mkdir(parents=True)
+        (snapshots / f"step-{step:08d}" / "__0_0.distcp").write_text("half")
+    with pytest.raises(UserError, match="ended with exit code"):
+        launch(run, 2, directory, datasets, Strike(rank=0, step=11, after=0))
+    left = sorted(path.name for path in snapshots.iterdir())
+    assert left[0] in ("step-00000003", "step-00000006") and left[-1] == "step-00000011"
+
+
+def run_until_removal(directory: Path, data: Path) -> None:
+    """Worker: as ``run``, and killed when the newest snapshot is half removed."""
+    remove = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        newest = path.name == "step-00000009" or path.parent.name == str(RESUME)
+        if newest and (directory / "out").exists():
+            for file in path.rglob("*.distcp"):
+                file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        remove(path, **options)
+
+    shutil.rmtree = killed  # type: ignore[assignment]
+    run(directory, data)
+
+
+def test_a_run_that_is_killed_after_its_success(make, datasets, uninterrupted):
+    directory = make()
+    with pytest.raises(UserError, match="ended with exit code"):
+        launch(run_until_removal, 2, directory, datasets)
+    shutil.rmtree(directory / "out")  # as dvc does
     launch(run, 2, directory, datasets)
     assert content(directory) == uninterrupted
 

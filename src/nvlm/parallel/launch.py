@@ -215,6 +215,8 @@ def _run_worker(worker: Callable[..., None], message: Path, args: tuple[Any, ...
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+    # Its work is done, and torchrun keeps it until all are: it need not save its state any more.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_with_launcher() -> None:

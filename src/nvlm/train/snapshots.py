@@ -9,8 +9,11 @@ when the run has succeeded. Random numbers need no state: each step seeds its ow
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,10 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
+from nvlm.errors import UserError
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer
@@ -52,14 +57,20 @@ class Snapshots:
     def __init__(
         self, directory: Path, trainer: Trainer, loader: Any | None, curves: Curves
     ) -> None:
-        """``loader``: Energon's savable loader on the ranks that read, None on the others."""
+        """``loader``: Energon's savable loader on the ranks that read, None on the others; it is
+        not yet iterated."""
         self.directory, self.loader, self.curves = directory, loader, curves
+        if loader is not None:
+            loader.worker_init_fn = _deaf_to_others(loader.worker_init_fn)
         self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
         self.group = dist.new_group(backend="gloo")  # saving goes on while the GPUs train
         self.pending: Future[Any] | None = None
 
     def save(self, step: int, *, wait: bool = False) -> None:
-        """Save the state after ``step`` in the background; every rank calls this."""
+        """Save the state after ``step`` in the background; every rank calls this.
+
+        Raises UserError if the one before could not be written (or this one, if it is to ``wait``).
+        """
         self.finish()
         result = async_save(
             self._state(step), checkpoint_id=self._path(step), process_group=self.group
@@ -73,21 +84,39 @@ class Snapshots:
         """Wait for the snapshot under way, and forget those before the last ``KEPT``."""
         if self.pending is None:
             return
-        self.pending.result()
-        self.pending = None
+        pending, self.pending = self.pending, None
+        try:
+            pending.result()
+        except CheckpointException as error:
+            raise UserError(
+                f"a snapshot in {self.directory} could not be written ({_reason(error)}): make "
+                "room there, and run the stage again to go on from the one before"
+            ) from None
         if self.mesh.is_main:
-            for step in self._steps()[:-KEPT]:
-                shutil.rmtree(self._path(step))
+            oldest = self._path(self._steps()[-KEPT:][0])
+            for path in self.directory.glob("step-*"):
+                if path.name < oldest.name:  # whole, or left half-written by a killed run
+                    _forget(path)
 
     def restore(self) -> int:
-        """Load the newest whole snapshot; return its step, 0 if there is none."""
+        """Load the newest whole snapshot; return its step, 0 if there is none.
+
+        Raises UserError if it is damaged.
+        """
         step = torch.tensor(max(self._steps(), default=0))
         dist.broadcast(step, src=0, group=self.group)
         if not step:
             return 0
         state = self._state(0)
         # Tensors are filled in place; what is not a tensor is replaced in ``state``.
-        load(state, checkpoint_id=self._path(int(step)), process_group=self.group)
+        path = self._path(int(step))
+        try:
+            load(state, checkpoint_id=path, process_group=self.group)
+        except CheckpointException as error:
+            raise UserError(
+                f"the snapshot {path} is damaged ({_reason(error)}): remove it, and run the stage "
+                "again to go on from the one before"
+            ) from None
         if self.loader is not None:
             self.loader.restore_state_rank(state[self._rank()]["loader"])
         self.curves.restore(state["curves"])
@@ -97,6 +126,8 @@ class Snapshots:
         """Forget all snapshots of this run, which has succeeded."""
         self.finish()
         if self.mesh.is_main:
+            for path in self.directory.glob("step-*"):
+                _forget(path)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -123,6 +154,39 @@ class Snapshots:
         """Steps of the whole snapshots: the metadata file is written last."""
         found: Iterable[Path] = self.directory.glob("step-*/.metadata")
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def _forget(snapshot: Path) -> None:
+    """Remove ``snapshot``; what a kill leaves of it doesn't look whole."""
+    (snapshot / ".metadata").unlink(missing_ok=True)
+    shutil.rmtree(snapshot, ignore_errors=True)
+
+
+def _reason(error: CheckpointException) -> str:
+    """What went wrong at the first of the ranks at which something did, in a line."""
+    rank, (exception, _) = min(error.failures.items())
+    return f"rank {rank}: {str(exception).splitlines()[0] if str(exception) else repr(exception)}"
+
+
+def _deaf_to_others(start: Callable[[int], None]) -> Callable[[int], None]:
+    """``start`` of a loader's worker, which afterwards heeds a SIGTERM of its rank alone.
+
+    Slurm, systemd and timeout(1) send theirs to every process. A worker that died of it would take
+    its rank along, and with it the state that the rank is about to save.
+    """
+
+    def started(worker: int) -> None:
+        start(worker)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+    return started
+
+
+def _end_for(rank: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
 
 
 def _fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
