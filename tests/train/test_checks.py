@@ -1,5 +1,6 @@
 """A run that cannot be is refused in one sentence, before any rank starts."""
 
+import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -25,6 +26,10 @@ def checkpoint(tmp_path_factory):
 def start(checkpoint, tmp_path, monkeypatch):
     """Runs src/train.py with changed parameters; returns how many ranks it starts."""
     monkeypatch.chdir(tmp_path)
+    for name in train_params(GRID, ["language_model"], 10).data.blend:
+        index = tmp_path / "data" / name / ".nv-meta/index.uuid"
+        index.parent.mkdir(parents=True)
+        index.touch()
     started: list[int] = []
     monkeypatch.setattr(train, "launch_stage", lambda *given, **_: started.append(given[2]))
     arguments = f"--params train --checkpoint {checkpoint} --data data --out out --plot plot.csv"
@@ -62,6 +67,26 @@ def test_a_grid_that_is_not_the_checkpoints(grid, start):
 def test_a_batch_that_the_data_ranks_do_not_divide(start):
     with pytest.raises(UserError, match="global_batch: 8 should be a multiple of micro_batch"):
         start(replace(GRID, shard=3))
+
+
+def test_a_dataset_that_is_not_there(start):
+    with pytest.raises(UserError, match=r"data\.blend\.moon: data/moon is no prepared dataset"):
+        start(blend={"moon": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("steps", "global_batch", "micro_batch", "tile_chunk")),
+        *((name, 0) for name in ("log_every", "snapshot_every", "clip_grad", "stop_above_norm")),
+        ("clip_grad", math.nan),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_numbers_that_mean_nothing(name, value):
+    base = train_params(GRID, ["vision_projection"], 10)
+    with pytest.raises(ValueError, match=rf"^{name}: {value} should be "):
+        replace(base, **{name: value})
 
 
 def test_half_a_model(start, checkpoint, monkeypatch):

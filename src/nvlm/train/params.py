@@ -11,6 +11,7 @@ from nvlm.train.online import OnlineParams
 TRAINABLE = ("vision_projection", "language_model")
 DTYPES = ("float32", "bfloat16")
 ATTENTION = ("sdpa", "flash_attention_2")
+POSITIVE = ("steps", "global_batch", "micro_batch", "tile_chunk", "log_every", "snapshot_every")
 TURN_WEIGHTINGS = ("token", "square_root")
 
 
@@ -56,9 +57,7 @@ class TrainParams:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r} should be one of {list(known)}")
-        for name in ("attention_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} should be from 0 up to 1")
+        self._check_numbers()
         if self.global_batch % (self.micro_batch * self.grid.data):
             raise ValueError(
                 f"global_batch: {self.global_batch} should be a multiple of micro_batch "
@@ -77,3 +76,16 @@ class TrainParams:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {self.betas} should be two numbers from 0 up to 1")
+
+    def _check_numbers(self) -> None:
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} should be 1 or more")
+        for name in ("clip_grad", "stop_above_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} should be more than 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay: {self.weight_decay} should be 0 or more")
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} should be from 0 up to 1")
