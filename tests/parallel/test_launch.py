@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nvlm.errors import UserError
-from nvlm.parallel.launch import launch
+from nvlm.parallel.launch import LaunchParams, launch, launch_stage
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,15 @@ def test_a_grid_larger_than_the_machine_is_refused():
 def test_a_grid_that_is_not_the_number_of_processes_is_refused():
     with pytest.raises(UserError, match="tensor 3 x pipeline 1 x data 1 needs 3 processes, not 2"):
         launch(wrong_grid, 2)
+
+
+def test_a_rank_without_a_torchrun(monkeypatch):
+    """Some clusters number their containers so."""
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"LOCAL_RANK is not: start under torchrun.* unset RANK"):
+        launch_stage(LaunchParams(kind="local"), crash, 1, name="stage", inputs=[])
 
 
 @pytest.fixture

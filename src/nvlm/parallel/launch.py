@@ -53,6 +53,8 @@ CPU_PROCESSES_PER_CORE = 4
 # What an orphaned rank gets to finish its step and save its state.
 SECONDS_TO_STOP = 7
 KINDS = ("local", "slurm")
+# What torchrun tells a rank, besides RANK.
+OF_A_RANK = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What stops a run. What is ignored when it starts (nohup ignores SIGHUP) stays so.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # With transformers: seconds, once rather than once a rank.
@@ -91,6 +93,11 @@ def launch_stage(
     """
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     if "RANK" in os.environ:
+        if missing := [name for name in OF_A_RANK if name not in os.environ]:
+            raise UserError(
+                f"RANK is set in the environment and {missing[0]} is not: start under torchrun, "
+                "which sets both, or unset RANK"
+            )
         if RUN in os.environ and os.environ[RUN] != _digest(command, args, inputs):
             raise UserError(
                 "parameters or inputs have changed since this job was submitted: start it again"
