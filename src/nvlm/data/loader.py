@@ -45,8 +45,10 @@ class LoaderParams:
             raise ValueError(f"template: {self.template!r} should be one of {list(TEMPLATES)}")
         if self.sequence_length < 2:
             raise ValueError(f"sequence_length: at least 2, not {self.sequence_length}")
-        if self.workers < 0 or self.shuffle_buffer < 1:
-            raise ValueError("workers: from 0; shuffle_buffer: from 1")
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers} should be 0 or more")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer: {self.shuffle_buffer} should be 1 or more")
         Tiling(max_tiles=self.max_tiles, thumbnail=self.thumbnail)
 
 
