@@ -73,7 +73,8 @@ def test_a_run_under_nohup_outlives_its_terminal(start):
 
 
 def test_a_terminal_that_closes_ends_other_runs(start):
-    process, ranks, _ = start(sys.executable, "-c", STAGE)
+    heeded = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also in nohup pytest
+    process, ranks, _ = start(sys.executable, "-c", f"{heeded}; {STAGE}")
     os.killpg(process.pid, signal.SIGHUP)
     assert not psutil.wait_procs(ranks, timeout=10)[1]
     assert process.wait() != 0
