@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 
 from nvlm.checkpoint.manifest import MANIFEST
+from nvlm.data.loader import check_blend
 from nvlm.errors import run_command
 from nvlm.parallel.launch import LaunchParams, launch_stage
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.telling import told_once
 from nvlm.params import load_params
-from nvlm.train.checks import check_datasets, check_run
+from nvlm.train.checks import check_run
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 
@@ -32,7 +33,7 @@ def main() -> None:
 
     params = load_params(arguments.params, TrainParams)
     check_run(params, arguments.checkpoint)
-    check_datasets(params, arguments.data)
+    check_blend(arguments.data, params.data)
     launch_stage(
         load_params("launch", LaunchParams),
         work,

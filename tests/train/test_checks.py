@@ -70,7 +70,9 @@ def test_a_batch_that_the_data_ranks_do_not_divide(start):
 
 
 def test_a_dataset_that_is_not_there(start):
-    with pytest.raises(UserError, match=r"data\.blend\.moon: data/moon is no prepared dataset"):
+    with pytest.raises(
+        UserError, match=r"data\.blend\.moon: data holds no prepared dataset of that name"
+    ):
         start(blend={"moon": 1.0})
 
 

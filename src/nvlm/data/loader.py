@@ -68,7 +68,7 @@ def build_loader(
     datasets' bytes, ``params``, ``rows``, and of ``rank`` out of ``world`` data-parallel readers,
     which share out the samples. Raises UserError for a name that is not there.
     """
-    _check_blend(root, params)
+    check_blend(root, params)
     import torch
     from megatron.energon import WorkerConfig, get_savable_loader
     from megatron.energon.errors import reraise_exception
@@ -137,11 +137,13 @@ def _blend(root: Path, params: LoaderParams) -> Any:
     return metadataset
 
 
-def _check_blend(root: Path, params: LoaderParams) -> None:
-    prepared = sorted(path.parent.name for path in root.glob("*/.nv-meta"))
+def check_blend(root: Path, params: LoaderParams) -> None:
+    """Raise UserError if a dataset of the blend is not in ``root``, or was not prepared."""
+    prepared = sorted(path.parents[1].name for path in root.glob("*/.nv-meta/index.uuid"))
     for name in params.blend:
         if name not in prepared:
             raise UserError(
-                f"data.blend.{name}: {root} holds no dataset of that name; "
-                f"it holds {', '.join(prepared) or 'none'}"
+                f"data.blend.{name}: {root} holds no prepared dataset of that name, but "
+                f"{', '.join(prepared) or 'none'}: run the stage that prepares it, or leave it out "
+                "of the blend in conf/data"
             )

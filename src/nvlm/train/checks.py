@@ -32,16 +32,6 @@ def check_run(params: TrainParams, checkpoint: Path) -> None:
     check_sequence(params.data, manifest.architecture)
 
 
-def check_datasets(params: TrainParams, data: Path) -> None:
-    """Raise UserError if a dataset of the blend is not in ``data``."""
-    for name in params.data.blend:
-        if not (data / name / ".nv-meta" / "index.uuid").is_file():
-            raise UserError(
-                f"data.blend.{name}: {data / name} is no prepared dataset: run the stage that "
-                "prepares it, or leave it out of the blend in conf/data"
-            )
-
-
 def check_sequence(data: LoaderParams, architecture: Architecture) -> int:
     """The most tiles that one image has; UserError if ``data.sequence_length`` can't hold them."""
     assert architecture.vision is not None
