@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture
-from nvlm.checkpoint.convert import language_shapes, vision_shapes
-from nvlm.checkpoint.files import safetensors_header
-from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, padded_rows, part_names
-from nvlm.checkpoint.manifest import read_manifest
-from nvlm.checkpoint.published import INTERNVIT_6B, QWEN2_72B
-from nvlm.checkpoint.shapes import core_shapes
+from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
+from nvlm.checkpoint.format.files import safetensors_header
+from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, padded_rows, part_names
+from nvlm.checkpoint.format.manifest import read_manifest
+from nvlm.checkpoint.format.published import INTERNVIT_6B, QWEN2_72B
+from nvlm.checkpoint.huggingface.convert import language_shapes, vision_shapes
+from nvlm.checkpoint.parts.shapes import core_shapes
 
 RANKS, MULTIPLE = 8, 128
 GIB = 1 << 30

@@ -33,7 +33,11 @@ from sklearn.datasets import load_sample_images
 from tests.data.small import byte_tokenizer
 from torch import Tensor
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.data.datasets import DatasetParams
 from nvlm.data.encoder import NVLMEncoder
 from nvlm.data.loader import LoaderParams

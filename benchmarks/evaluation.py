@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from nvlm.checkpoint.reshard import reshard
+from nvlm.checkpoint.relayout.reshard import reshard
 from nvlm.errors import run_command
 from nvlm.evaluate.answers import Answer
 from nvlm.evaluate.generation import decode, generate_answers, stop_tokens

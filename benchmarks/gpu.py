@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from compose_params import composed
-from nvlm.checkpoint.architecture import Architecture
-from nvlm.checkpoint.published import INTERNVIT_6B, QWEN2_72B
+from nvlm.checkpoint.format.architecture import Architecture
+from nvlm.checkpoint.format.published import INTERNVIT_6B, QWEN2_72B
 from nvlm.errors import UserError, run_command
 from nvlm.model.flops import peak_flops
 from nvlm.parallel.mesh import parallel_mesh

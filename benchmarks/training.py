@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.convert import convert_language, convert_vision
-from nvlm.checkpoint.projector import ProjectorParams
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
 from nvlm.data.batch import Batch
 from nvlm.data.loader import build_loader
 from nvlm.model.nvlm import NVLM

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.projector import ProjectorParams
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
 from nvlm.errors import run_command
 from nvlm.params import load_params
 

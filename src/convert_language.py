@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.convert import convert_language
-from nvlm.checkpoint.params import load_layout
+from nvlm.checkpoint.huggingface.convert import convert_language
+from nvlm.checkpoint.huggingface.params import load_layout
 from nvlm.errors import run_command
 
 

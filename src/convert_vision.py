@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.convert import convert_vision
-from nvlm.checkpoint.params import load_layout
+from nvlm.checkpoint.huggingface.convert import convert_vision
+from nvlm.checkpoint.huggingface.params import load_layout
 from nvlm.errors import run_command
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.hf_export import export_hf
+from nvlm.checkpoint.huggingface.exporting import export_hf
 from nvlm.errors import run_command
 
 SHARD_BYTES = 5 * 10**9  # of a weights file, as the published repos have them

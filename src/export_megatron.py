@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.megatron_export import export_megatron
+from nvlm.checkpoint.megatron.exporting import export_megatron
 from nvlm.errors import run_command
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.manifest import MANIFEST, read_manifest
+from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
 from nvlm.errors import UserError, run_command
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import GenerateParams, RunParams, TaskParams

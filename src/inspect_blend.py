@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from nvlm.atomic import atomic_directory, write_text
-from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.data.inspection import draw_contact_sheet, draw_histograms, inspect
 from nvlm.data.loader import LoaderParams, blend_text, build_loader
 from nvlm.errors import run_command

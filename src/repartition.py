@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.repartition import repartition
+from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.errors import run_command
 
 

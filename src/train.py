@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.checkpoint.manifest import MANIFEST
+from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.data.loader import check_blend
 from nvlm.errors import run_command
 from nvlm.parallel.launch import LaunchParams, launch_stage

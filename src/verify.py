@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from nvlm.atomic import write_text
-from nvlm.checkpoint.round_trips import (
+from nvlm.checkpoint.verify.round_trips import (
     hugging_face_round_trip,
     pipeline_round_trip,
     tensor_round_trip,

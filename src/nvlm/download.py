@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from nvlm.atomic import atomic_directory, write_text
-from nvlm.checkpoint.files import link_file
+from nvlm.checkpoint.format.files import link_file
 from nvlm.digests import git_blob_digest, sha256_digest
 from nvlm.errors import UserError
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from tests.checkpoint.models import save_language, save_vision
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.convert import convert_language, convert_vision
-from nvlm.checkpoint.manifest import Manifest
-from nvlm.checkpoint.projector import ProjectorParams
+from nvlm.checkpoint.format.manifest import Manifest
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
 
 PROJECTOR = ProjectorParams(init_std=0.02, seed=3)
 

@@ -8,8 +8,8 @@ import torch
 from tests.checkpoint.build import build_combined
 
 from nvlm.checkpoint.__main__ import build_parser, main
-from nvlm.checkpoint.files import read_part, write_part
-from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.format.files import read_part, write_part
+from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.errors import UserError
 
 

@@ -9,8 +9,8 @@ import pytest
 from tests.checkpoint.build import build_combined
 from tests.checkpoint.models import save_language
 
-from nvlm.checkpoint.manifest import check_digests, read_manifest
-from nvlm.checkpoint.megatron_export import export_megatron
+from nvlm.checkpoint.format.manifest import check_digests, read_manifest
+from nvlm.checkpoint.megatron.exporting import export_megatron
 from nvlm.errors import UserError
 
 # Forks a process that converts again and again, and kills it: starting Python anew for every kill
@@ -18,7 +18,7 @@ from nvlm.errors import UserError
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from nvlm.checkpoint.convert import convert_language
+from nvlm.checkpoint.huggingface.convert import convert_language
 source, out, moments = Path(sys.argv[1]), Path(sys.argv[2]), random.Random(1)
 for _ in sys.stdin:
     child = os.fork()

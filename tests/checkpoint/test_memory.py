@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 from tests.checkpoint.models import save_language
 
-from nvlm.checkpoint import language
-from nvlm.checkpoint.configuration import read_language_architecture
+from nvlm.checkpoint.huggingface.configuration import read_language_architecture
+from nvlm.checkpoint.parts import language
 
 MIB = 1 << 20
 CONVERT = """
 import resource, sys
 from pathlib import Path
-from nvlm.checkpoint.convert import convert_language
+from nvlm.checkpoint.huggingface.convert import convert_language
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert_language(source, out, tensor=2, vocabulary_multiple=1)

@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nvlm.checkpoint import language, vision
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
-from nvlm.checkpoint.layout import Grid, padded_rows, part_names
-from nvlm.checkpoint.megatron_names import megatron_name, stage_parts
-from nvlm.checkpoint.sharding import reshard
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
+from nvlm.checkpoint.format.layout import Grid, padded_rows, part_names
+from nvlm.checkpoint.format.sharding import reshard
+from nvlm.checkpoint.megatron.names import megatron_name, stage_parts
+from nvlm.checkpoint.parts import language, vision
 
 small = st.integers(1, 3)
 

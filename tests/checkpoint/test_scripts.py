@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.checkpoint.models import save_language, save_vision
 
-from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.format.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """

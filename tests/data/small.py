@@ -3,7 +3,11 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 
 
 def byte_tokenizer():

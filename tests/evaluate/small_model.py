@@ -17,9 +17,9 @@ from tests.evaluate import fixtures
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.convert import convert_language, convert_vision
-from nvlm.checkpoint.projector import ProjectorParams
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
 from nvlm.evaluate.answers import read_answers
 from nvlm.evaluate.generation import decode, stop_tokens
 from nvlm.evaluate.params import (

@@ -22,7 +22,7 @@ from tests.evaluate.small_model import (
     texts,
 )
 
-from nvlm.checkpoint.hf_export import export_hf
+from nvlm.checkpoint.huggingface.exporting import export_hf
 
 
 def test_a_served_export_gives_the_answers_of_one_process(

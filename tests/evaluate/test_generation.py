@@ -25,12 +25,12 @@ from tests.evaluate.small_model import (
     texts,
 )
 
-from nvlm.checkpoint.architecture import (
+from nvlm.checkpoint.format.architecture import (
     Architecture,
     LanguageArchitecture,
     VisionArchitecture,
 )
-from nvlm.checkpoint.repartition import repartition
+from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.data.batch import EncodedSample
 from nvlm.data.images import storable
 from nvlm.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tests.evaluate import fixtures
 
-from nvlm.checkpoint.manifest import MANIFEST
+from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.errors import UserError
 from nvlm.evaluate import results
 from nvlm.evaluate.answers import Answer

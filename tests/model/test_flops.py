@@ -7,7 +7,11 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.model.flops import attention_flops, peak_flops, step_flops
 from nvlm.model.language import Stage
 from nvlm.model.nvlm import NVLM, features_by_row

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.model.language import Stage, packed_mask
 from nvlm.model.nvlm import NVLM, features_by_row
 

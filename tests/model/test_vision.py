@@ -4,7 +4,11 @@ import torch
 from torch import nn
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.model.vision import Projector, build_tower, pixel_shuffle, tile_features
 
 INTERNVIT_6B = VisionArchitecture(

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from tests.checkpoint.models import save_language, save_vision
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.convert import convert_language, convert_vision
-from nvlm.checkpoint.projector import ProjectorParams
-from nvlm.checkpoint.repartition import repartition
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
+from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.data.batch import Batch
 from nvlm.data.loader import LoaderParams
 from nvlm.model.nvlm import features_by_row

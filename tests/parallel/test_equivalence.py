@@ -14,7 +14,7 @@ from tests.parallel.grids import (
 from transformers import AutoModelForCausalLM
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
-from nvlm.checkpoint.files import read_part
+from nvlm.checkpoint.format.files import read_part
 from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams
 

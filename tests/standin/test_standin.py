@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nvlm.checkpoint.convert import convert_language, convert_vision
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.data import digits, easy_vqa
 from nvlm.params import load_params
 from nvlm.standin.language import LanguageStandin, learn_tokenizer, train_language, write_language

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nvlm.checkpoint.architecture import VisionArchitecture
+from nvlm.checkpoint.format.architecture import VisionArchitecture
 from nvlm.data import digits, easy_vqa
 from nvlm.model.vision import build_tower
 from nvlm.standin.pictures import draw_numbers, load_shapes

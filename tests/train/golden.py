@@ -11,9 +11,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from nvlm.checkpoint.combine import combine
-from nvlm.checkpoint.convert import convert_language, convert_vision
-from nvlm.checkpoint.projector import ProjectorParams
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
+from nvlm.checkpoint.parts.projector import ProjectorParams
+from nvlm.checkpoint.relayout.combine import combine
 from nvlm.data.loader import build_loader
 from nvlm.model.language import Stage, build_decoder
 from nvlm.model.tokens import load_tokenizer

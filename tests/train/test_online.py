@@ -21,7 +21,7 @@ from tests.evaluate.small_model import (
 )
 from tests.parallel.grids import train_params
 
-from nvlm.checkpoint.repartition import repartition
+from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.errors import UserError
 from nvlm.evaluate import generation
 from nvlm.evaluate.answers import Answer

@@ -11,9 +11,9 @@ from tests.parallel.grids import make_batch, make_checkpoint, share, train_param
 from torch.distributed.tensor import DTensor
 
 from compose_params import composed
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture
-from nvlm.checkpoint.manifest import read_manifest
-from nvlm.checkpoint.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
+from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
+from nvlm.checkpoint.format.manifest import read_manifest
+from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
 from nvlm.errors import UserError
 from nvlm.model.language import Stage, packed_mask
 from nvlm.model.nvlm import NVLM

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nvlm.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from nvlm.checkpoint.projector import ProjectorParams
+    from nvlm.checkpoint.parts.projector import ProjectorParams
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 DTYPES = ("bfloat16", "float16", "float32")
@@ -148,13 +148,13 @@ def _size(text: str) -> int:
 
 
 def _convert_vision(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.convert import convert_vision
+    from nvlm.checkpoint.huggingface.convert import convert_vision
 
     convert_vision(arguments.hf_dir, arguments.out, tensor=arguments.tensor, dtype=arguments.dtype)
 
 
 def _convert_language(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.convert import convert_language
+    from nvlm.checkpoint.huggingface.convert import convert_language
 
     convert_language(
         arguments.hf_dir,
@@ -165,15 +165,15 @@ def _convert_language(arguments: argparse.Namespace) -> None:
 
 
 def _combine(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.combine import combine
+    from nvlm.checkpoint.relayout.combine import combine
 
     params = _projector_params(arguments)
     combine(arguments.vision, arguments.language, arguments.out, params)
 
 
 def _reshard(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.manifest import read_manifest
-    from nvlm.checkpoint.repartition import repartition
+    from nvlm.checkpoint.format.manifest import read_manifest
+    from nvlm.checkpoint.relayout.repartition import repartition
 
     tensor, pipeline = arguments.tensor, arguments.pipeline
     layers = arguments.layers_per_stage
@@ -184,7 +184,7 @@ def _reshard(arguments: argparse.Namespace) -> None:
         # Metadata and links: no need to wait for torch.
         repartition(arguments.source, arguments.out, pipeline=pipeline, layers_per_stage=layers)
         return
-    from nvlm.checkpoint.reshard import reshard
+    from nvlm.checkpoint.relayout.reshard import reshard
 
     reshard(
         arguments.source,
@@ -196,13 +196,13 @@ def _reshard(arguments: argparse.Namespace) -> None:
 
 
 def _export_megatron(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.megatron_export import export_megatron
+    from nvlm.checkpoint.megatron.exporting import export_megatron
 
     export_megatron(arguments.source, arguments.out)
 
 
 def _import_megatron(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.megatron_import import ImportOptions, import_megatron
+    from nvlm.checkpoint.megatron.importing import ImportOptions, import_megatron
 
     options = ImportOptions(
         vocabulary=arguments.vocabulary,
@@ -222,13 +222,13 @@ def _import_megatron(arguments: argparse.Namespace) -> None:
 
 
 def _export_hf(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.hf_export import export_hf
+    from nvlm.checkpoint.huggingface.exporting import export_hf
 
     export_hf(arguments.source, arguments.out, shard_bytes=arguments.shard_size)
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.hf_import import import_hf
+    from nvlm.checkpoint.huggingface.importing import import_hf
 
     import_hf(
         arguments.source,
@@ -239,14 +239,14 @@ def _import_hf(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.manifest import read_manifest
-    from nvlm.checkpoint.summary import describe
+    from nvlm.checkpoint.format.manifest import read_manifest
+    from nvlm.checkpoint.verify.summary import describe
 
     print(describe(read_manifest(arguments.checkpoint)))
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.manifest import check_digests, read_manifest
+    from nvlm.checkpoint.format.manifest import check_digests, read_manifest
 
     manifest = read_manifest(arguments.checkpoint)
     check_digests(arguments.checkpoint, manifest)
@@ -255,7 +255,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.compare import compare
+    from nvlm.checkpoint.verify.compare import compare
 
     count = 0
     for comparison in compare(arguments.a, arguments.b):
@@ -267,7 +267,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _projector_params(arguments: argparse.Namespace) -> ProjectorParams:
-    from nvlm.checkpoint.projector import ProjectorParams
+    from nvlm.checkpoint.parts.projector import ProjectorParams
 
     try:
         return ProjectorParams(init_std=arguments.init_std, seed=arguments.seed)

@@ -21,7 +21,7 @@ from megatron.energon import (
 )
 from PIL import Image
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.batch import Batch, EncodedSample, collate
 from nvlm.data.conversations import conversation_of, images_of
 from nvlm.errors import UserError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.errors import UserError
 from nvlm.model.prompts import TEMPLATES
 from nvlm.model.tiling import Tiling

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.batch import EncodedSample
 from nvlm.errors import UserError
 from nvlm.evaluate.ask import BLANK, conversation, images

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvlm.checkpoint.manifest import MANIFEST, read_manifest
+from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
 from nvlm.evaluate.params import GenerateParams, PublishedParams, TaskParams

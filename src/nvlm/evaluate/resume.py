@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.atomic import write_text
-from nvlm.checkpoint.manifest import MANIFEST
+from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.errors import UserError
 from nvlm.evaluate.answers import Answer, line_of, parse_answer, write_answers
 from nvlm.evaluate.ask import images, prompt

@@ -32,7 +32,11 @@ from collections.abc import Collection
 
 import torch
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 
 # Dense bf16 operations a second, by a fragment of CUDA's name of the device; the first that fits
 # holds. NVIDIA's data sheets of A100 (2021), H100 (2023), H200 (2024) and HGX B200 (2024), halved

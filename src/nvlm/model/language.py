@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from nvlm.checkpoint.architecture import LanguageArchitecture
+from nvlm.checkpoint.format.architecture import LanguageArchitecture
 
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name; "sdpa" is PyTorch's own
 Decoder = LlamaForCausalLM | Qwen2ForCausalLM

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.model.language import Stage, build_decoder, packed_mask
 from nvlm.model.vision import Projector, build_tower, tile_features
 

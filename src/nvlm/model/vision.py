@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import InternVLVisionConfig, InternVLVisionModel
 
-from nvlm.checkpoint.architecture import PIXEL_SHUFFLE, Architecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import PIXEL_SHUFFLE, Architecture, VisionArchitecture
 
 # ImageNet statistics of InternViT's preprocessor_config.json.
 IMAGE_MEAN = (0.485, 0.456, 0.406)

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from nvlm.atomic import publish_directory, temporary_path
-from nvlm.checkpoint import language, projector
-from nvlm.checkpoint.files import FileEntry, link_file, read_part, write_part
-from nvlm.checkpoint.layout import LANGUAGE, PROJECTION, VISION, layer_part, part_path
-from nvlm.checkpoint.manifest import Manifest, check_digests, read_manifest, write_manifest
-from nvlm.checkpoint.vision import read_vision_tower
+from nvlm.checkpoint.format.files import FileEntry, link_file, read_part, write_part
+from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, layer_part, part_path
+from nvlm.checkpoint.format.manifest import Manifest, check_digests, read_manifest, write_manifest
+from nvlm.checkpoint.parts import language, projector
+from nvlm.checkpoint.parts.vision import read_vision_tower
 from nvlm.errors import UserError
 from nvlm.model.language import Stage, reset_rotary
 from nvlm.model.nvlm import NVLM

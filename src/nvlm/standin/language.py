@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from nvlm.checkpoint.architecture import LanguageArchitecture
+from nvlm.checkpoint.format.architecture import LanguageArchitecture
 from nvlm.errors import UserError
 from nvlm.model.language import Decoder, Stage, build_decoder
 from nvlm.model.prompts import render, tile_tags

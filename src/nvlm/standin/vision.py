@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import InternVLVisionModel
 
-from nvlm.checkpoint.architecture import PIXEL_SHUFFLE, VisionArchitecture
+from nvlm.checkpoint.format.architecture import PIXEL_SHUFFLE, VisionArchitecture
 from nvlm.data import digits
 from nvlm.data.easy_vqa import COLOURS, SHAPES
 from nvlm.model.vision import IMAGE_MEAN, IMAGE_STD, build_tower, pixel_shuffle

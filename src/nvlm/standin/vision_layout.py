@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import InternVLVisionModel
 
-from nvlm.checkpoint.architecture import VisionArchitecture
+from nvlm.checkpoint.format.architecture import VisionArchitecture
 from nvlm.model.vision import IMAGE_MEAN, IMAGE_STD
 
 # transformers' name -> OpenGVLab's; queries, keys and values are one tensor there.

@@ -67,7 +67,7 @@ def _sections(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _plan_checkpoint(arguments: argparse.Namespace) -> None:
-    from nvlm.checkpoint.manifest import read_manifest
+    from nvlm.checkpoint.format.manifest import read_manifest
     from nvlm.params import load_params
     from nvlm.train.checks import check_run
     from nvlm.train.plan import describe, plan_run
@@ -85,8 +85,8 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
 
 def _plan_published(arguments: argparse.Namespace) -> None:
     from compose_params import composed  # src/compose_params.py: the one reader of conf/
-    from nvlm.checkpoint.layout import padded_rows
-    from nvlm.checkpoint.published import PUBLISHED
+    from nvlm.checkpoint.format.layout import padded_rows
+    from nvlm.checkpoint.format.published import PUBLISHED
     from nvlm.params import parse_params
     from nvlm.train.plan import describe, describe_grids, plan_grids, plan_run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvlm.checkpoint.architecture import Architecture
-from nvlm.checkpoint.manifest import read_manifest
+from nvlm.checkpoint.format.architecture import Architecture
+from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.errors import UserError
 
 if TYPE_CHECKING:

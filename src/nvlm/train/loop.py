@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from tqdm import tqdm
 
-from nvlm.checkpoint.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.batch import Batch
 from nvlm.data.loader import build_loader
 from nvlm.errors import UserError

@@ -20,7 +20,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from nvlm.checkpoint.architecture import Architecture, LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    Architecture,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.model.language import FLASH_ATTENTION
 from nvlm.model.nvlm import NVLM
 from nvlm.train.params import TrainParams

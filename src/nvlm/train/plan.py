@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
-from nvlm.checkpoint.architecture import Architecture
-from nvlm.checkpoint.layout import even_grid, padded_rows
+from nvlm.checkpoint.format.architecture import Architecture
+from nvlm.checkpoint.format.layout import even_grid, padded_rows
 from nvlm.errors import UserError
 from nvlm.model.language import Stage
 from nvlm.model.nvlm import NVLM

@@ -1,0 +1,219 @@
+"""Megatron's ``args``, which travel in each of its files, and this project's architecture.
+
+``--use-checkpoint-args`` takes them over the command line (megatron/training/checkpointing.py,
+``load_args_from_checkpoint``), so that what they leave out or say wrongly is what gets trained:
+upstream's converters store ``rotary_base`` 10000 and dropouts of 0.1 whatever the model, float32
+for bfloat16 weights, and one pipeline stage after a split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.layout import Grid
+from nvlm.checkpoint.format.manifest import Manifest, Source
+from nvlm.errors import UserError
+
+ITERATION = 1  # Megatron's loader knows neither 0 nor "release" for a fresh start
+# What Megatron has no name for: kept in args.nvlm, plain values, ignored by Megatron.
+OWN = "nvlm"
+# InternViT's, where a file of Megatron's own does not say: its head size, its norms' epsilon.
+VISION_HEAD_SIZE = 128
+VISION_EPSILON = 1e-6
+
+
+def to_args(manifest: Manifest) -> Namespace:
+    """The ``args`` of ``manifest``'s files: what a loader needs to build the same model."""
+    own: dict[str, Any] = {"sources": [dataclasses.asdict(source) for source in manifest.sources]}
+    grid, tower = manifest.grid, manifest.architecture.vision
+    if tower is not None:
+        own["vision"] = dataclasses.asdict(tower)
+    args = Namespace(
+        iteration=ITERATION,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+        tensor_model_parallel_size=grid.tensor,
+        pipeline_model_parallel_size=grid.pipeline,
+        virtual_pipeline_model_parallel_size=None,
+        bf16=manifest.dtype == "bfloat16",
+        fp16=manifest.dtype == "float16",
+        params_dtype=getattr(torch, manifest.dtype),
+        nvlm=own,
+    )
+    if manifest.architecture.language is not None:
+        vars(args).update(_language_args(manifest.architecture.language))
+        assert manifest.vocabulary is not None
+        args.vocab_size = manifest.vocabulary.true
+        args.padded_vocab_size = manifest.vocabulary.padded
+        vars(args).update(_uneven_stages(grid))
+    return args
+
+
+def language_from_args(
+    args: Mapping[str, Any], path: Path, *, layers: int, qkv_bias: bool, vocabulary: int
+) -> LanguageArchitecture:
+    """The decoder that ``args`` of the file ``path`` describe.
+
+    Raises UserError for a trait that NVLM's decoders don't have, or a value that is missing.
+    """
+    for name, right in (
+        ("normalization", "RMSNorm"),
+        ("position_embedding_type", "rope"),
+        ("swiglu", True),
+        ("untie_embeddings_and_output_weights", True),
+        ("add_bias_linear", False),
+    ):
+        if args.get(name) != right:
+            raise UserError(
+                f"{path}: args.{name} is {args.get(name)!r}, and only {right!r} is supported"
+            )
+    if args.get("num_layers") != layers:
+        raise UserError(
+            f"{path}: args.num_layers is {args.get('num_layers')!r}, and the stages hold {layers}: "
+            "a stage is missing, or the split has lost layers"
+        )
+    heads, hidden = _number(args, path, "num_attention_heads"), _number(args, path, "hidden_size")
+    grouped = args.get("group_query_attention")
+    if hidden % heads or args.get("kv_channels", hidden // heads) != hidden // heads:
+        raise UserError(f"{path}: heads of {args.get('kv_channels')!r} channels are not supported")
+    return LanguageArchitecture(
+        family="qwen2" if qkv_bias else "llama",
+        hidden_size=int(hidden),
+        layers=layers,
+        heads=int(heads),
+        query_groups=int(_number(args, path, "num_query_groups") if grouped else heads),
+        ffn_hidden_size=int(_number(args, path, "ffn_hidden_size")),
+        norm_epsilon=float(_number(args, path, "norm_epsilon")),
+        rope_theta=float(_number(args, path, "rotary_base")),
+        vocabulary=vocabulary,
+        max_positions=int(_number(args, path, "max_position_embeddings")),
+    )
+
+
+def vision_from_args(
+    args: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    layers: int,
+    tensor: int,
+    heads: int | None,
+) -> VisionArchitecture:
+    """The tower of a file whose tensors have ``shapes`` (names relative to ``vision_model.``).
+
+    Megatron's ``args`` don't describe it: unless ``heads`` says how many, they are as wide as the
+    decoder's, or as InternViT's if the shards with their dummy heads are of that width. Raises
+    UserError if neither can be.
+    """
+    hidden = shapes["class_token"][-1]
+    patch = shapes["conv1.weight"][-1]
+    side = math.isqrt(shapes["position_embeddings.weight"][0] - 1)
+    own = _own(args).get("vision")
+    own = own if isinstance(own, dict) else {}
+    width = shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] * tensor
+    heads = heads or own.get("heads") or _vision_heads(args, hidden, width, tensor)
+    return VisionArchitecture(
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        ffn_hidden_size=shapes["decoder.layers.0.mlp.linear_fc1.bias"][0] * tensor,
+        image_size=side * patch,
+        patch_size=patch,
+        norm_epsilon=own.get("norm_epsilon", VISION_EPSILON),
+    )
+
+
+def _vision_heads(args: Mapping[str, Any], hidden: int, width: int, tensor: int) -> int:
+    """Heads of ``hidden`` channels that take ``width`` with dummy heads for ``tensor`` ranks."""
+    sizes = (args.get("kv_channels"), VISION_HEAD_SIZE)
+    for size in sizes:
+        if isinstance(size, int) and size > 0 and hidden % size == 0:
+            heads = hidden // size
+            if -(-heads // tensor) * tensor * size == width:
+                return heads
+    raise UserError(
+        f"{hidden} channels of the tower, {width} with dummy heads for {tensor} ranks, are no "
+        f"heads of {' or '.join(str(size) for size in sizes if size)}: give --vision-heads"
+    )
+
+
+def sources_from_args(
+    args: Mapping[str, Any], parts: Sequence[str], directory: Path, iteration: int
+) -> tuple[Source, ...]:
+    """Where the halves came from: as an export of ours noted it, or the directory itself."""
+    known = _own(args).get("sources")
+    if known:
+        try:
+            return tuple(Source(**source) for source in known)
+        except TypeError as error:
+            raise UserError(f"{directory}: args.{OWN}.sources is altered ({error})") from error
+    note = f"iteration {iteration}"
+    return tuple(Source(part=part, repo=directory.name, revision=note) for part in parts)
+
+
+def _own(args: Mapping[str, Any]) -> dict[str, Any]:
+    own = args.get(OWN)
+    return own if isinstance(own, dict) else {}
+
+
+def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
+    return {
+        "num_layers": decoder.layers,
+        "hidden_size": decoder.hidden_size,
+        "ffn_hidden_size": decoder.ffn_hidden_size,
+        "num_attention_heads": decoder.heads,
+        "group_query_attention": True,
+        "num_query_groups": decoder.query_groups,
+        "kv_channels": decoder.head_size,
+        "seq_length": decoder.max_positions,
+        "max_position_embeddings": decoder.max_positions,
+        "position_embedding_type": "rope",
+        "add_position_embedding": True,
+        "rotary_base": _whole(decoder.rope_theta),
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "normalization": "RMSNorm",
+        "norm_epsilon": decoder.norm_epsilon,
+        "apply_layernorm_1p": False,
+        "swiglu": True,
+        "squared_relu": False,
+        "add_bias_linear": False,
+        "add_qkv_bias": decoder.qkv_bias,
+        "untie_embeddings_and_output_weights": True,
+        "apply_query_key_layer_scaling": False,
+        # The fine-tuning scripts' 0, which the checkpoint's value would override.
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+    }
+
+
+def _uneven_stages(grid: Grid) -> dict[str, int]:
+    """Megatron's options for a first or last stage of another size, where they can say it."""
+    first, *middle, last = (
+        (*grid.layers_per_stage, 0) if grid.pipeline == 1 else grid.layers_per_stage
+    )
+    if grid.pipeline == 1 or len(set(grid.layers_per_stage)) == 1 or len(set(middle)) > 1:
+        return {}
+    return {
+        "decoder_first_pipeline_num_layers": first,
+        "decoder_last_pipeline_num_layers": last,
+    }
+
+
+def _whole(value: float) -> int | float:
+    """Megatron's ``--rotary-base`` is an integer."""
+    return int(value) if value == int(value) else value
+
+
+def _number(args: Mapping[str, Any], path: Path, name: str) -> int | float:
+    value = args.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{path}: args.{name} is {value!r}, not a number above 0")
+    return value

@@ -1,0 +1,320 @@
+"""Megatron-LM's ``torch`` checkpoints, converted or trained, as a checkpoint of ours.
+
+Only the weights and what ``args`` say of their architecture are taken; optimizer and random states
+are left. Nothing that is pickled in the files is run (``pt_reader``).
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvlm.checkpoint.format.architecture import Architecture, VisionArchitecture
+from nvlm.checkpoint.format.files import DTYPES, new_checkpoint
+from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, Grid, check_tensor_parallel
+from nvlm.checkpoint.format.manifest import Manifest, Vocabulary, write_manifest
+from nvlm.checkpoint.format.writing import Job, write_parts
+from nvlm.checkpoint.huggingface.convert import TOKENIZER_FILES, link_tokenizer
+from nvlm.checkpoint.megatron.args import (
+    language_from_args,
+    sources_from_args,
+    vision_from_args,
+)
+from nvlm.checkpoint.megatron.exporting import FILE, LATEST
+from nvlm.checkpoint.megatron.names import megatron_name, stage_parts, with_prefix
+from nvlm.checkpoint.megatron.pt_reader import PtFile, TensorEntry
+from nvlm.checkpoint.parts.projector import ProjectorParams, fresh_projector, slice_projector
+from nvlm.checkpoint.parts.shapes import core_shapes
+from nvlm.errors import UserError
+
+RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
+WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+LAYER = re.compile(r"(vision_model|language_model)\.decoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What a file of Megatron's may not say, or say wrongly; None takes what it says."""
+
+    vocabulary: int | None = None  # rows without padding
+    rope_theta: float | None = None  # upstream's converters store 10000 whatever the model
+    vision_heads: int | None = None  # of the tower, without dummies
+    tokenizer: Path | None = None  # a directory with its files
+    dtype: str | None = None  # to cast to; None: the files', or the decoder's where they have two
+    # Draws the projector that upstream's combined checkpoints lack.
+    projector: ProjectorParams | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankFile:
+    """A rank's file: its tensors by the names of a combined file."""
+
+    file: PtFile
+    tensors: Mapping[str, TensorEntry]
+
+
+def import_megatron(source: Path, destination: Path, options: ImportOptions) -> Manifest:
+    """Convert the Megatron checkpoint ``source``, on the grid that it is saved for.
+
+    Raises UserError if a rank's file is missing or damaged, a tensor is missing, unexpected or of
+    another shape, or a file holds more than tensors and plain values; nothing is written then.
+    """
+    directory, iteration = _iteration_directory(source)
+    ranks = _open_ranks(directory)
+    manifest = _describe(source, ranks, iteration, options)
+    projector = _projector(ranks, manifest, options)
+    tokenizer = options.tokenizer or source / "tokenizer"
+    total = sum(rank.file.path.stat().st_size for rank in ranks.values())
+    with new_checkpoint(destination) as target:
+        files = write_parts(target, _jobs(ranks, manifest, projector, options), total, "import")
+        if options.tokenizer or any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
+            files |= link_tokenizer(tokenizer, target)
+        manifest = manifest.with_files(files)
+        write_manifest(target, manifest)
+    return manifest
+
+
+def _iteration_directory(source: Path) -> tuple[Path, int]:
+    """The directory of the latest iteration, which ``source`` may itself be.
+
+    ``internvit_converter.py`` writes an iteration without noting it as the latest: the only one
+    counts then.
+    """
+    latest = source / LATEST
+    if latest.is_file():
+        text = latest.read_text(errors="replace").strip()
+        if text != "release" and not text.isdecimal():
+            raise UserError(f"{latest} holds {text[:40]!r}, not a number: put the iteration there")
+        return (
+            (source / "release", 0)
+            if text == "release"
+            else (source / f"iter_{int(text):07d}", int(text))
+        )
+    iterations = sorted(source.glob("iter_*"))
+    if len(iterations) > 1:
+        raise UserError(
+            f"{source} has {len(iterations)} iterations and no {LATEST}: give one of them, such as "
+            f"{iterations[-1].name}"
+        )
+    directory = iterations[0] if iterations else source
+    found = re.fullmatch(r"iter_(\d+)", directory.name)
+    return directory, int(found[1]) if found else 0
+
+
+def _open_ranks(directory: Path) -> dict[tuple[int, int], _RankFile]:
+    """The files of a full grid, by tensor and pipeline rank."""
+    grid = {}
+    for path in sorted(directory.glob("mp_rank_*")):
+        found = RANK.fullmatch(path.name)
+        if not found:
+            raise UserError(f"{path} is of a layout that is not supported (experts?)")
+        grid[int(found[1]), int(found[2] or 0)] = path / FILE
+    if not grid:
+        raise UserError(
+            f"{directory} has no mp_rank_TT directories: give a checkpoint of Megatron's torch "
+            "format (--ckpt-format torch)"
+        )
+    tensor, pipeline = (max(rank[axis] for rank in grid) + 1 for axis in (0, 1))
+    for rank in ((t, p) for t in range(tensor) for p in range(pipeline)):
+        if rank not in grid:
+            raise UserError(f"{directory} lacks tensor rank {rank[0]} of pipeline rank {rank[1]}")
+    return {rank: _open_rank(path) for rank, path in sorted(grid.items())}
+
+
+def _open_rank(path: Path) -> _RankFile:
+    file = PtFile(path)
+    content = file.content
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        virtual = isinstance(content, dict) and "model0" in content
+        what = "holds virtual pipeline stages" if virtual else "has no model"
+        raise UserError(f"{path} {what}: not supported")
+    model = content["model"]
+    tensors = {full: model[name] for full, name in with_prefix(map(str, model)).items()}
+    for name, entry in tensors.items():
+        if not isinstance(entry, TensorEntry):
+            raise UserError(f"{path}: {name} is not a tensor: refused")
+    return _RankFile(file=file, tensors=tensors)
+
+
+def _describe(
+    source: Path, ranks: Mapping[tuple[int, int], _RankFile], iteration: int, options: ImportOptions
+) -> Manifest:
+    """The manifest, without files, of what the ranks' files hold."""
+    first = ranks[0, 0]
+    tensor, pipeline = (max(rank[axis] for rank in ranks) + 1 for axis in (0, 1))
+    args = _plain_args(first.file)
+    stages = tuple(_count_layers(ranks[0, stage].tensors, LANGUAGE) for stage in range(pipeline))
+    vision = language = vocabulary = None
+    if any(name.startswith(f"{VISION}.") for name in first.tensors):
+        vision = _vision(first, args, tensor, options)
+    if any(name.startswith(f"{LANGUAGE}.") for name in first.tensors):
+        vocabulary = _vocabulary(first, args, tensor, options)
+        args["rotary_base"] = options.rope_theta or args.get("rotary_base")
+        language = language_from_args(
+            args,
+            first.file.path,
+            layers=sum(stages),
+            qkv_bias=any(name.endswith("linear_qkv.bias") for name in first.tensors),
+            vocabulary=vocabulary.true,
+        )
+    architecture = Architecture(vision=vision, language=language)
+    check_tensor_parallel(architecture, tensor)
+    parts = [part for part, half in ((VISION, vision), (LANGUAGE, language)) if half]
+    return Manifest(
+        architecture=architecture,
+        grid=Grid(tensor=tensor, pipeline=pipeline, layers_per_stage=stages if language else ()),
+        vocabulary=vocabulary,
+        dtype=options.dtype or _dtype(ranks),
+        sources=sources_from_args(args, parts, source, iteration),
+        files={},
+    )
+
+
+def _plain_args(file: PtFile) -> dict[str, Any]:
+    args = file.content.get("args", Namespace())
+    if not isinstance(args, Namespace):
+        raise UserError(
+            f"{file.path}: args is no Namespace: save it with Megatron's save_checkpoint"
+        )
+    return dict(vars(args))
+
+
+def _vision(
+    first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
+) -> VisionArchitecture:
+    shapes = {name.removeprefix(f"{VISION}."): entry.shape for name, entry in first.tensors.items()}
+    try:
+        layers = _count_layers(first.tensors, VISION)
+        return vision_from_args(
+            args, shapes, layers=layers, tensor=tensor, heads=options.vision_heads
+        )
+    except KeyError as error:
+        raise UserError(f"{first.file.path} lacks {VISION}.{error.args[0]}") from error
+    except (IndexError, TypeError) as error:
+        raise UserError(f"{first.file.path} has no InternViT that is whole ({error})") from error
+
+
+def _vocabulary(
+    first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
+) -> Vocabulary:
+    name = f"{LANGUAGE}.{WORD_EMBEDDINGS}"
+    if name not in first.tensors:
+        raise UserError(f"{first.file.path} lacks {name}")
+    padded = first.tensors[name].shape[0] * tensor
+    true = options.vocabulary or args.get("vocab_size") or padded
+    if not isinstance(true, int) or not 0 < true <= padded:
+        raise UserError(f"{first.file.path}: {true!r} rows are not among its {padded}")
+    return Vocabulary(true=true, padded=padded)
+
+
+def _count_layers(names: Mapping[str, object], half: str) -> int:
+    found = (LAYER.match(name) for name in names)
+    return len({match[2] for match in found if match and match[1] == half})
+
+
+def _dtype(ranks: Mapping[tuple[int, int], _RankFile]) -> str:
+    """The dtype of the weights: the decoder's where the tower has another.
+
+    ``internvit_converter.py`` leaves the tower in float32 where transformers loads it so (all 4.x
+    do), and ``combine_state_dicts.py`` puts it beside a decoder of bfloat16.
+    """
+    tensors = ranks[0, 0].tensors
+    table = tensors.get(f"{LANGUAGE}.{WORD_EMBEDDINGS}") or next(iter(tensors.values()))
+    return _dtype_name(table)
+
+
+def _check_dtypes(rank: _RankFile) -> None:
+    for name, entry in rank.tensors.items():
+        if _dtype_name(entry) not in DTYPES:
+            raise UserError(
+                f"{rank.file.path}: {name} is of {_dtype_name(entry)}, not of one of "
+                f"{', '.join(DTYPES)}"
+            )
+
+
+def _dtype_name(entry: TensorEntry) -> str:
+    return str(entry.dtype).removeprefix("torch.")
+
+
+def _projector(
+    ranks: Mapping[tuple[int, int], _RankFile], manifest: Manifest, options: ImportOptions
+) -> dict[str, Tensor] | None:
+    """A fresh projector where the files have none, as upstream's combined ones."""
+    architecture = manifest.architecture
+    missing = not any(name.startswith(f"{PROJECTION}.") for name in ranks[0, 0].tensors)
+    if not (missing and architecture.vision and architecture.language):
+        return None
+    if options.projector is None:
+        raise UserError(
+            f"{ranks[0, 0].file.path} has no {PROJECTION}: draw a fresh one with --fresh-projector"
+        )
+    return fresh_projector(architecture, options.projector, getattr(torch, manifest.dtype))
+
+
+def _jobs(
+    ranks: Mapping[tuple[int, int], _RankFile],
+    manifest: Manifest,
+    projector: Mapping[str, Tensor] | None,
+    options: ImportOptions,
+) -> Iterator[Job]:
+    """What reads every part; all names and shapes are checked before the first is made."""
+    architecture, size = manifest.architecture, manifest.grid.tensor
+    padded = manifest.vocabulary.padded if manifest.vocabulary else None
+    dtype, exact = getattr(torch, manifest.dtype), options.dtype is None
+    jobs: list[Job] = []
+    for (tensor, stage), rank in ranks.items():
+        _check_dtypes(rank)
+        left = set(rank.tensors)
+        for part, number in stage_parts(architecture, manifest.grid, stage):
+            if part == PROJECTION and projector is not None:
+                jobs.append((tensor, part, partial(slice_projector, projector, tensor, size)))
+                continue
+            chosen = {}
+            for name, shape in core_shapes(architecture, part, size=size, padded=padded).items():
+                full = _full_name(architecture, part, number, name)
+                if full not in left:
+                    raise UserError(f"{rank.file.path} lacks {full}: save it again")
+                if rank.tensors[full].shape != shape:
+                    raise UserError(
+                        f"{rank.file.path}: {full} has shape {list(rank.tensors[full].shape)}, not "
+                        f"{list(shape)}"
+                    )
+                left.remove(full)
+                chosen[name] = rank.tensors[full]
+            jobs.append((tensor, part, partial(_read, rank.file, chosen, dtype, exact)))
+        if left:
+            raise UserError(f"{rank.file.path} has an unexpected tensor {min(left)}: refused")
+    return iter(jobs)
+
+
+def _full_name(architecture: Architecture, part: str, number: int, name: str) -> str:
+    """The name in a combined file, also where the file holds one half alone."""
+    short = megatron_name(architecture, part, number, name)
+    half = part.partition(".")[0]
+    return short if architecture.vision and architecture.language else f"{half}.{short}"
+
+
+def _read(
+    file: PtFile, entries: Mapping[str, TensorEntry], dtype: torch.dtype, exact: bool
+) -> dict[str, Tensor]:
+    """The tensors of ``entries`` as ``dtype``.
+
+    Raises UserError if ``exact`` and one of another dtype has a value that ``dtype`` would round.
+    """
+    tensors = dict(zip(entries, file.read(entries.values()), strict=True))
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(dtype)
+        if exact and not torch.equal(tensors[name].to(tensor.dtype), tensor):
+            raise UserError(
+                f"{file.path}: {name} is of {tensor.dtype} beside {dtype}, which would round it: "
+                "allow that with --dtype"
+            )
+    return tensors

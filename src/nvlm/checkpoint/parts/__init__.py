@@ -1,0 +1,1 @@
+"""What the parts of a checkpoint hold: tower, projector, decoder; names, shapes, shards."""

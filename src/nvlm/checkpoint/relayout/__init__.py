@@ -1,0 +1,1 @@
+"""Other layouts of the same tensors: combined, repartitioned, resharded."""

@@ -1,0 +1,1 @@
+"""Whether two checkpoints hold the same, and what is in one."""
