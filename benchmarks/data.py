@@ -38,10 +38,10 @@ from nvlm.checkpoint.format.architecture import (
     LanguageArchitecture,
     VisionArchitecture,
 )
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.encoder import NVLMEncoder
-from nvlm.data.loader import LoaderParams
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.loading.encoder import NVLMEncoder
+from nvlm.data.loading.loader import LoaderParams
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.model.prompts import Turn
 from nvlm.model.tiling import Tiling, tile_grid, tile_image
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.data.batch import EncodedSample, collate
+from nvlm.data.loading.batch import EncodedSample, collate
 from nvlm.model.flops import step_flops
 from nvlm.model.language import Stage, reset_rotary
 from nvlm.model.nvlm import NVLM

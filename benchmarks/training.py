@@ -26,8 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.checkpoint.parts.projector import ProjectorParams
 from nvlm.checkpoint.relayout.combine import combine
-from nvlm.data.batch import Batch
-from nvlm.data.loader import build_loader
+from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.loader import build_loader
 from nvlm.model.nvlm import NVLM
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.mesh import GridParams, parallel_mesh

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.errors import run_command
 from nvlm.params import load_params
 

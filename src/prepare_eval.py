@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvlm.data.evaluation import EvaluationParams, prepare_evaluation
+from nvlm.data.benchmarks.evaluation import EvaluationParams, prepare_evaluation
 from nvlm.errors import run_command
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import GroundTruthParams

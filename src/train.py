@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from nvlm.checkpoint.format.manifest import MANIFEST
-from nvlm.data.loader import check_blend
+from nvlm.data.loading.loader import check_blend
 from nvlm.errors import run_command
 from nvlm.parallel.launch import LaunchParams, launch_stage
 from nvlm.parallel.mesh import parallel_mesh

@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.data.small import byte_tokenizer, small_architecture
 
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 
 
 @pytest.fixture(scope="session")

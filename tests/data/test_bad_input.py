@@ -13,14 +13,14 @@ import pytest
 from PIL import Image, ImageOps
 from tests.data.pictures import encoded_image
 
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.directory import read_records
-from nvlm.data.files import FileStore
-from nvlm.data.images import storable
-from nvlm.data.layouts import Layout, read_layout
-from nvlm.data.loader import LoaderParams, build_loader
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.published.directory import read_records
+from nvlm.data.published.files import FileStore
+from nvlm.data.published.layouts import Layout, read_layout
 from nvlm.data.records import BadRecord, BadRecordError
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.images import storable
+from nvlm.data.shards.prepare import prepare_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

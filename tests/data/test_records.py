@@ -5,7 +5,7 @@ import re
 import pytest
 from tests.data.pictures import encoded_image
 
-from nvlm.data.directory import read_records
+from nvlm.data.published.directory import read_records
 from nvlm.data.records import BadRecord, Caption, Choice, Dialogue, Question, Reading, Record
 from nvlm.errors import UserError
 

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nvlm.data import digits, easy_vqa
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.evaluation import EvaluationParams, prepare_evaluation
-from nvlm.data.sources import PACKAGED
-from nvlm.data.streams import records
+from nvlm.data.benchmarks.evaluation import EvaluationParams, prepare_evaluation
+from nvlm.data.packaged import digits, easy_vqa
+from nvlm.data.packaged.composed import PACKAGED
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.streams import records
 from nvlm.params import parse_params
 
 SMOKE: Any = OmegaConf.load("conf/data/smoke.yaml")

@@ -31,8 +31,8 @@ from nvlm.checkpoint.format.architecture import (
     VisionArchitecture,
 )
 from nvlm.checkpoint.relayout.repartition import repartition
-from nvlm.data.batch import EncodedSample
-from nvlm.data.images import storable
+from nvlm.data.loading.batch import EncodedSample
+from nvlm.data.shards.images import storable
 from nvlm.errors import UserError
 from nvlm.evaluate.generation import batches_by_length, decode, stop_tokens
 from nvlm.evaluate.params import (

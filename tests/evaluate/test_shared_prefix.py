@@ -22,7 +22,7 @@ from tests.evaluate.small_model import (
     texts,
 )
 
-from nvlm.data.batch import EncodedSample
+from nvlm.data.loading.batch import EncodedSample
 from nvlm.errors import UserError
 from nvlm.evaluate.answers import Answer
 from nvlm.evaluate.generation import batches_by_length, generate_answers

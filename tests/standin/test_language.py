@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from nvlm.checkpoint.format.architecture import LanguageArchitecture
-from nvlm.data import digits, easy_vqa
+from nvlm.data.packaged import digits, easy_vqa
 from nvlm.errors import UserError
 from nvlm.model.prompts import LETTERS, READ_ANSWER, SHORT_ANSWER, tile_tags
 from nvlm.model.tokens import IGNORED, load_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
-from nvlm.data import digits, easy_vqa
+from nvlm.data.packaged import digits, easy_vqa
 from nvlm.params import load_params
 from nvlm.standin.language import LanguageStandin, learn_tokenizer, train_language, write_language
 from nvlm.standin.vision import VisionStandin, train_vision

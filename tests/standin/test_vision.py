@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nvlm.checkpoint.format.architecture import VisionArchitecture
-from nvlm.data import digits, easy_vqa
+from nvlm.data.packaged import digits, easy_vqa
 from nvlm.model.vision import build_tower
 from nvlm.standin.pictures import draw_numbers, load_shapes
 from nvlm.standin.training import Training, learning_rate_factor

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 
 
 def prepare_shapes(root: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.checkpoint.parts.projector import ProjectorParams
 from nvlm.checkpoint.relayout.combine import combine
-from nvlm.data.loader import build_loader
+from nvlm.data.loading.loader import build_loader
 from nvlm.model.language import Stage, build_decoder
 from nvlm.model.tokens import load_tokenizer
 from nvlm.model.vision import build_tower

@@ -10,8 +10,8 @@ from tests.data.small import byte_tokenizer
 from tests.parallel.grids import make_checkpoint, train_params
 from torch.distributed.tensor import DTensor
 
-from nvlm.data.batch import EncodedSample, collate
-from nvlm.data.encoder import pack
+from nvlm.data.loading.batch import EncodedSample, collate
+from nvlm.data.loading.encoder import pack
 from nvlm.model.prompts import Turn
 from nvlm.model.tokens import encode_conversation
 from nvlm.parallel.launch import launch

@@ -139,7 +139,9 @@ class Dialogue:
     """
 
     sample_type: ClassVar[str] = "SimilarityInterleavedSample"
-    field_map: ClassVar[None] = None  # a list of images needs a loader function: nvlm.data.shards
+    field_map: ClassVar[None] = (
+        None  # a list of images needs a loader function: nvlm.data.shards.tar
+    )
 
     turns: Sequence[tuple[Speaker, str]]
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.data.batch import EncodedSample
+from nvlm.data.loading.batch import EncodedSample
 from nvlm.errors import UserError
 from nvlm.evaluate.ask import BLANK, conversation, images
 from nvlm.evaluate.params import AskParams, GenerateParams

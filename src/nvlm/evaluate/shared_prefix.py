@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from nvlm.data.batch import EncodedSample
+from nvlm.data.loading.batch import EncodedSample
 from nvlm.evaluate.prompter import left_pad
 from nvlm.model.nvlm import NVLM, features_by_row
 

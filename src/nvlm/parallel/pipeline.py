@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor.parallel import loss_parallel
 
-from nvlm.data.batch import Batch
+from nvlm.data.loading.batch import Batch
 from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.parallel.data import synchronize_gradients
 from nvlm.parallel.loss import answer_loss

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from nvlm.data import easy_vqa
-from nvlm.data.easy_vqa import COLOURS, SHAPES, Description
-from nvlm.data.sources import READ_QUESTIONS
+from nvlm.data.packaged import easy_vqa
+from nvlm.data.packaged.composed import READ_QUESTIONS
+from nvlm.data.packaged.easy_vqa import COLOURS, SHAPES, Description
 from nvlm.model.prompts import (
     DESCRIBE,
     IMAGE,

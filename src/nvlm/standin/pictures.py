@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nvlm.data import digits, easy_vqa
-from nvlm.data.easy_vqa import COLOURS, SHAPES
+from nvlm.data.packaged import digits, easy_vqa
+from nvlm.data.packaged.easy_vqa import COLOURS, SHAPES
 from nvlm.model.tiling import Tiling, tile_image
 
 MAX_DIGITS = 4

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from transformers import InternVLVisionModel
 
 from nvlm.checkpoint.format.architecture import PIXEL_SHUFFLE, VisionArchitecture
-from nvlm.data import digits
-from nvlm.data.easy_vqa import COLOURS, SHAPES
+from nvlm.data.packaged import digits
+from nvlm.data.packaged.easy_vqa import COLOURS, SHAPES
 from nvlm.model.vision import IMAGE_MEAN, IMAGE_STD, build_tower, pixel_shuffle
 from nvlm.standin.pictures import MAX_DIGITS, Numbers, Shapes, draw_numbers, load_shapes
 from nvlm.standin.training import Optimizer, Training, progress, reproducible

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.data.batch import Batch
-from nvlm.data.loader import build_loader
+from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.loader import build_loader
 from nvlm.errors import UserError
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.mesh import Mesh

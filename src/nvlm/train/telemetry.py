@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from nvlm.data.batch import Batch
+from nvlm.data.loading.batch import Batch
 from nvlm.model.flops import peak_flops, step_flops
 from nvlm.model.tokens import IGNORED
 from nvlm.train.params import TrainParams

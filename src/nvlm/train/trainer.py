@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvlm.data.batch import Batch
+from nvlm.data.loading.batch import Batch
 from nvlm.errors import UserError
 from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.loss import turn_weights

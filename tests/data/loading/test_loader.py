@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nvlm.data.batch import Batch
-from nvlm.data.encoder import pack
-from nvlm.data.loader import LoaderParams, build_loader
+from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.encoder import pack
+from nvlm.data.loading.loader import LoaderParams, build_loader
 from nvlm.errors import UserError
 from nvlm.model.prompts import DESCRIBE, SYSTEM, Turn
 from nvlm.model.tiling import Tiling, tile_image

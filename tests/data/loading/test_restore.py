@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.data.small import byte_tokenizer, small_architecture
 
-from nvlm.data.batch import Batch
-from nvlm.data.loader import LoaderParams, build_loader
+from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.loader import LoaderParams, build_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

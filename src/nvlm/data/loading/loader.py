@@ -62,7 +62,7 @@ def build_loader(
     rank: int,
     world: int,
 ) -> Any:
-    """Energon's savable loader of endless batches (nvlm.data.batch.Batch) of ``rows`` rows.
+    """Energon's savable loader of endless batches (nvlm.data.loading.batch.Batch) of ``rows`` rows.
 
     ``root`` holds a prepared dataset for each name of the blend. The stream is a function of the
     datasets' bytes, ``params``, ``rows``, and of ``rank`` out of ``world`` data-parallel readers,
@@ -73,7 +73,7 @@ def build_loader(
     from megatron.energon import WorkerConfig, get_savable_loader
     from megatron.energon.errors import reraise_exception
 
-    from nvlm.data.encoder import PACKING_BUFFER, NVLMEncoder
+    from nvlm.data.loading.encoder import PACKING_BUFFER, NVLMEncoder
 
     workers = WorkerConfig(
         rank=rank,

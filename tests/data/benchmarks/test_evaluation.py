@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from nvlm.data import digits, easy_vqa
-from nvlm.data.evaluation import EvaluationParams, prepare_evaluation
+from nvlm.data.benchmarks.evaluation import EvaluationParams, prepare_evaluation
+from nvlm.data.packaged import digits, easy_vqa
 from nvlm.errors import UserError
 from nvlm.params import parse_params
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nvlm.atomic import write_bytes
-from nvlm.data.batch import PADDING_SEGMENT, Batch
+from nvlm.data.loading.batch import PADDING_SEGMENT, Batch
 from nvlm.model.prompts import tile_tags
 from nvlm.model.tokens import IGNORED, TEXT
 

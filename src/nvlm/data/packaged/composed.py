@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from nvlm.data import digits, easy_vqa
+from nvlm.data.packaged import digits, easy_vqa
 from nvlm.data.records import Caption, Choice, Provenance, Question, Record
 from nvlm.model.prompts import READ_ANSWER, SHORT_ANSWER
 

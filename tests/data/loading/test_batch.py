@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvlm.data.batch import EncodedSample, collate
+from nvlm.data.loading.batch import EncodedSample, collate
 from nvlm.model.tokens import EncodedConversation
 
 

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from megatron.energon.tools.lint import command as lint
 from tests.data.pictures import encoded_image
 
-from nvlm.data import shards
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.shards import tar as shards
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.errors import UserError
 from nvlm.params import parse_params
 

@@ -5,11 +5,11 @@ import hashlib
 import pytest
 from megatron.energon import WorkerConfig, get_loader, get_train_dataset
 from PIL import Image
-from tests.data.test_batch import FIRST, TEXT_ONLY
+from tests.data.loading.test_batch import FIRST, TEXT_ONLY
 
-from nvlm.data.batch import collate
-from nvlm.data.inspection import draw_contact_sheet, draw_histograms, inspect, samples_of
-from nvlm.data.loader import LoaderParams, blend_text, build_loader
+from nvlm.data.loading.batch import collate
+from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect, samples_of
+from nvlm.data.loading.loader import LoaderParams, blend_text, build_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

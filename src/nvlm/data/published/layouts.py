@@ -1,7 +1,7 @@
 """Published layouts as configuration: which files, which rows, which field means what.
 
 A layout turns the files as their publisher ships them into records. There is one adapter for all
-of them; conf/data/layouts.yaml is the table of datasets. Paths of values: see nvlm.data.select.
+of them; conf/data/layouts.yaml is the table of datasets. Paths of values: see nvlm.data.published.select.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nvlm.data.contents import BOXES, build_content
-from nvlm.data.files import FileImage, FileStore, StoredImage
+from nvlm.data.published.contents import BOXES, build_content
+from nvlm.data.published.files import FileImage, FileStore, StoredImage
+from nvlm.data.published.rows import JsonTable, Located, read_rows
+from nvlm.data.published.select import Row, items_of, select, text_of
 from nvlm.data.records import (
     BadRecord,
     BadRecordError,
@@ -23,8 +25,6 @@ from nvlm.data.records import (
     Record,
     Records,
 )
-from nvlm.data.rows import JsonTable, Located, read_rows
-from nvlm.data.select import Row, items_of, select, text_of
 from nvlm.errors import UserError
 
 KINDS = ("caption", "question", "choice", "reading", "dialogue")
@@ -49,7 +49,7 @@ class Layout:
 
     kind: str  # caption, question, choice, reading (text in the image) or dialogue
     annotations: list[str]  # patterns of the annotation files, in the dataset's directory
-    fields: dict[str, str]  # what the kind needs (nvlm.data.contents) -> path or template
+    fields: dict[str, str]  # what the kind needs (nvlm.data.published.contents) -> path or template
     rows: str = ""  # path of the rows in a JSON file; "." = the whole file is one row
     join: dict[str, Join] = field(default_factory=dict)
     each: list[str] = field(default_factory=list)  # lists in a row to walk side by side

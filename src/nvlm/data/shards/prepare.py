@@ -25,10 +25,10 @@ from typing import ParamSpec, TypeVar
 from tqdm import tqdm
 
 from nvlm.atomic import publish_directory, temporary_path, write_text
-from nvlm.data.datasets import DatasetParams
 from nvlm.data.records import BadRecord, Content, Record
-from nvlm.data.shards import ShardReport, index_shards, report_json, shard_path, write_shard
-from nvlm.data.streams import annotation_paths, records
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.streams import annotation_paths, records
+from nvlm.data.shards.tar import ShardReport, index_shards, report_json, shard_path, write_shard
 from nvlm.errors import UserError
 
 Arguments = ParamSpec("Arguments")

@@ -17,12 +17,12 @@ from megatron.energon import (
 from PIL import Image
 from tests.data.pictures import encoded_image
 
-from nvlm.data.conversations import boxes_text, conversation_of, images_of
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.encoder import NVLMEncoder
-from nvlm.data.layouts import Layout
-from nvlm.data.loader import LoaderParams, build_loader
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.loading.conversations import boxes_text, conversation_of, images_of
+from nvlm.data.loading.encoder import NVLMEncoder
+from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.published.layouts import Layout
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.errors import UserError
 from nvlm.model.prompts import DESCRIBE, PROMPTS, SYSTEM, Turn
 from nvlm.model.tiling import Tiling, tile_image

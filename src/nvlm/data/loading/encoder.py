@@ -22,8 +22,8 @@ from megatron.energon import (
 from PIL import Image
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.data.batch import Batch, EncodedSample, collate
-from nvlm.data.conversations import conversation_of, images_of
+from nvlm.data.loading.batch import Batch, EncodedSample, collate
+from nvlm.data.loading.conversations import conversation_of, images_of
 from nvlm.errors import UserError
 from nvlm.model.prompts import Conversation, Template
 from nvlm.model.tiling import Tiling, tile_count, tile_image
@@ -32,7 +32,7 @@ from nvlm.model.tokens import EncodedConversation, encode_conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from nvlm.data.loader import LoaderParams
+    from nvlm.data.loading.loader import LoaderParams
 
 # Samples among which packing chooses: more would fill rows better, but hold more tiles in memory.
 PACKING_BUFFER = 64

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from nvlm.data import digits, easy_vqa
+from nvlm.data.packaged import digits, easy_vqa
+from nvlm.data.packaged.composed import choice_record, strip_record
 from nvlm.data.records import Choice, Question
-from nvlm.data.sources import choice_record, strip_record
 
 # The hues of easy-VQA's eight colours; shades vary a little from picture to picture.
 RGB = {

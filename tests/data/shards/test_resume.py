@@ -10,10 +10,10 @@ import time
 import pytest
 from tests.data.pictures import encoded_image
 
-from nvlm.data import prepare
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.prepare import prepare_dataset
-from nvlm.data.shards import write_shard
+from nvlm.data.shards import prepare
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
+from nvlm.data.shards.tar import write_shard
 from nvlm.errors import UserError
 
 JPEG = encoded_image("JPEG")

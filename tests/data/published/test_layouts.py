@@ -18,10 +18,10 @@ from tests.data.published.layout import JPEG
 from tests.data.published.natural import NATURAL
 from tests.data.published.reading import READING
 
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.layouts import Layout, read_layout
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.published.layouts import Layout, read_layout
 from nvlm.data.records import BadRecord
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.errors import UserError
 from nvlm.params import parse_params
 

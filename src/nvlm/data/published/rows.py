@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvlm.data.published.select import Row, select
 from nvlm.data.records import BadRecord, BadRecordError
-from nvlm.data.select import Row, select
 from nvlm.errors import UserError
 
 WHOLE_FILE = "."  # as the place of rows: the file is one row

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nvlm.data.published.select import Row, items_of, value_of
 from nvlm.data.records import (
     BadRecordError,
     Box,
@@ -17,7 +18,6 @@ from nvlm.data.records import (
     Reading,
     Speaker,
 )
-from nvlm.data.select import Row, items_of, value_of
 from nvlm.model.prompts import LETTERS
 
 # How publishers name the speakers of a conversation; a system's text goes before the first turn.

@@ -29,10 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvlm.atomic import atomic_directory
-from nvlm.data import easy_vqa
-from nvlm.data.official import ImagesOf, link_official
+from nvlm.data.benchmarks.official import ImagesOf, link_official
+from nvlm.data.packaged import easy_vqa
+from nvlm.data.packaged.composed import choice_record, strip_record
 from nvlm.data.records import Choice, Question
-from nvlm.data.sources import choice_record, strip_record
 from nvlm.errors import UserError
 from nvlm.model.prompts import LETTERS
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvlm.data.layouts import Layout
-from nvlm.data.sources import PACKAGED
+from nvlm.data.packaged.composed import PACKAGED
+from nvlm.data.published.layouts import Layout
 from nvlm.model.prompts import PROMPTS
 
-DIRECTORY = "records"  # a directory laid out by the user, see nvlm.data.directory
+DIRECTORY = "records"  # a directory laid out by the user, see nvlm.data.published.directory
 PUBLISHED = "published"  # a directory with the publisher's own files, which a layout explains
 
 
@@ -16,7 +16,7 @@ PUBLISHED = "published"  # a directory with the publisher's own files, which a l
 class DatasetParams:
     """One dataset of conf/data."""
 
-    source: str  # one of the two above, or a name of nvlm.data.sources.PACKAGED
+    source: str  # one of the two above, or a name of nvlm.data.packaged.composed.PACKAGED
     requires: str  # path that the stage waits for; the directory itself where there is one
     samples: int | None  # at most so many records are read; null = all
     samples_per_shard: int

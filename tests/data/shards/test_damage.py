@@ -11,13 +11,9 @@ import pytest
 from PIL import Image
 from tests.data.pictures import encoded_image
 
-from nvlm.data import prepare
-from nvlm.data.datasets import DatasetParams
-from nvlm.data.directory import read_records
-from nvlm.data.files import FileStore
-from nvlm.data.images import storable
-from nvlm.data.layouts import Join, Layout, read_layout
-from nvlm.data.prepare import prepare_dataset
+from nvlm.data.published.directory import read_records
+from nvlm.data.published.files import FileStore
+from nvlm.data.published.layouts import Join, Layout, read_layout
 from nvlm.data.records import (
     BadRecord,
     BadRecordError,
@@ -27,6 +23,10 @@ from nvlm.data.records import (
     Reading,
     Record,
 )
+from nvlm.data.shards import prepare
+from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.images import storable
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.errors import UserError
 
 JPEG = encoded_image("JPEG")
@@ -174,7 +174,7 @@ def test_files_that_cannot_be_read(root, tmp_path, monkeypatch):
     broken[central + 8] |= 1
     broken[body : body + 8] = b"\xff" * 8  # no deflated data begins so
     (tmp_path / "images.zip").write_bytes(broken)
-    monkeypatch.setattr("nvlm.data.files.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("nvlm.data.published.files.MAX_FILE_BYTES", 1000)
     store = FileStore((tmp_path / root,))
     wanted = {"large.jpg": "1001 bytes", "n" * 300 + ".jpg": "cannot be read|no file"}
     if root == "images.zip":

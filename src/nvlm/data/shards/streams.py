@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nvlm.data.datasets import DIRECTORY, PUBLISHED, DatasetParams
-from nvlm.data.directory import ANNOTATIONS, read_records
-from nvlm.data.layouts import annotation_files, read_layout
+from nvlm.data.packaged.composed import PACKAGED
+from nvlm.data.published.directory import ANNOTATIONS, read_records
+from nvlm.data.published.layouts import annotation_files, read_layout
 from nvlm.data.records import Records
-from nvlm.data.sources import PACKAGED
+from nvlm.data.shards.datasets import DIRECTORY, PUBLISHED, DatasetParams
 
 
 def records(params: DatasetParams) -> Records:

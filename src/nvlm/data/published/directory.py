@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvlm.data.contents import build_content
-from nvlm.data.files import FileImage, FileStore
+from nvlm.data.published.contents import build_content
+from nvlm.data.published.files import FileImage, FileStore
+from nvlm.data.published.rows import Located, read_rows
+from nvlm.data.published.select import select
 from nvlm.data.records import BadRecord, BadRecordError, Provenance, Record, Records
-from nvlm.data.rows import Located, read_rows
-from nvlm.data.select import select
 from nvlm.errors import UserError
 
 ANNOTATIONS = "annotations.jsonl"

@@ -18,8 +18,8 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nvlm.data.images import EXTENSIONS, storable
 from nvlm.data.records import BadRecord, BadRecordError, Content, Dialogue, Record
+from nvlm.data.shards.images import EXTENSIONS, storable
 from nvlm.errors import UserError
 
 # Bytes written at once, while as many are digested. Few, so that the processor still has them near.

@@ -21,8 +21,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from nvlm.data.published.rows import read_rows
 from nvlm.data.records import BadRecord
-from nvlm.data.rows import read_rows
 from nvlm.errors import UserError
 
 IMAGES = "images"

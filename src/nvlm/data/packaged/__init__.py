@@ -1,0 +1,1 @@
+"""Datasets composed of real images that two packages bring along."""

@@ -1,0 +1,1 @@
+"""Datasets as their publishers ship them: rows of any layout, by configuration."""

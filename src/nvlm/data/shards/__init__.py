@@ -1,0 +1,1 @@
+"""From records to webdataset shards in Energon's layout."""
