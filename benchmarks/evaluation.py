@@ -30,11 +30,11 @@ from PIL import Image
 
 from nvlm.checkpoint.relayout.reshard import reshard
 from nvlm.errors import run_command
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.generation import decode, generate_answers, stop_tokens
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.generation import decode, generate_answers, stop_tokens
+from nvlm.evaluate.answering.prompter import Prompter, left_pad
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import EvaluationParams, RunParams
-from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question, QuestionId
 from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.model.tokens import load_tokenizer

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
 from nvlm.errors import UserError, run_command
+from nvlm.evaluate.answering.worker import answer_log, work
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import GenerateParams, RunParams, TaskParams
-from nvlm.evaluate.worker import answer_log, work
 from nvlm.parallel.telling import told_once
 from nvlm.params import load_params
 
@@ -45,7 +45,7 @@ def main() -> None:
             "run src/repartition.py --pipeline-parallel 1"
         )
     if arguments.server:
-        from nvlm.evaluate.server import ask_server
+        from nvlm.evaluate.answering.server import ask_server
 
         log = answer_log(params, task, arguments, questions)
         ask_server(

@@ -12,7 +12,7 @@ from pathlib import Path
 from nvlm.atomic import write_text
 from nvlm.errors import run_command
 from nvlm.evaluate.params import EvaluationParams
-from nvlm.evaluate.results import results_page
+from nvlm.evaluate.reporting.results import results_page
 from nvlm.params import load_params
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from nvlm.atomic import write_text
 from nvlm.errors import run_command
-from nvlm.evaluate.answers import read_answers
-from nvlm.evaluate.confusion import confusion_table
-from nvlm.evaluate.gallery import write_gallery
+from nvlm.evaluate.answering.answers import read_answers
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import TaskParams
-from nvlm.evaluate.scoring import metric_called, report
+from nvlm.evaluate.reporting.confusion import confusion_table
+from nvlm.evaluate.reporting.gallery import write_gallery
+from nvlm.evaluate.reporting.scoring import metric_called, report
 from nvlm.params import load_params
 
 

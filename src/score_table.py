@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from nvlm.errors import run_command
-from nvlm.evaluate.table import score_table
+from nvlm.evaluate.reporting.table import score_table
 
 
 def main() -> None:

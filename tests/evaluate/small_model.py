@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.checkpoint.parts.projector import ProjectorParams
 from nvlm.checkpoint.relayout.combine import combine
-from nvlm.evaluate.answers import read_answers
-from nvlm.evaluate.generation import decode, stop_tokens
+from nvlm.evaluate.answering.answers import read_answers
+from nvlm.evaluate.answering.generation import decode, stop_tokens
+from nvlm.evaluate.answering.prompter import Prompter
 from nvlm.evaluate.params import (
     AskParams,
     GenerateParams,
@@ -29,7 +30,6 @@ from nvlm.evaluate.params import (
     RunParams,
     TaskParams,
 )
-from nvlm.evaluate.prompter import Prompter
 from nvlm.evaluate.question import Question
 from nvlm.model.tokens import TEXT, load_tokenizer
 from nvlm.parallel.mesh import GridParams, parallel_mesh

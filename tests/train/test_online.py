@@ -23,11 +23,11 @@ from tests.parallel.grids import train_params
 
 from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.errors import UserError
-from nvlm.evaluate import generation
-from nvlm.evaluate.answers import Answer
+from nvlm.evaluate.answering import generation
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.prompter import Prompter
 from nvlm.evaluate.metrics import vqa
 from nvlm.evaluate.online import OnlineEvaluation, share, subset
-from nvlm.evaluate.prompter import Prompter
 from nvlm.evaluate.question import Question
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.generation import most_likely, observed

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 from nvlm.errors import UserError, run_command
-from nvlm.evaluate.answers import read_answers
-from nvlm.evaluate.compare import Comparison, compare, comparison_table
+from nvlm.evaluate.answering.answers import read_answers
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import TaskParams
-from nvlm.evaluate.scoring import metric_called
+from nvlm.evaluate.reporting.compare import Comparison, compare, comparison_table
+from nvlm.evaluate.reporting.scoring import metric_called
 from nvlm.params import load_params
 
 RUN = "answers to one task (TASK.jsonl) or a directory of them; REVISION:PATH is taken from git"

@@ -22,12 +22,12 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nvlm.errors import UserError
-from nvlm.evaluate.generation import batches_by_length, decode, stop_tokens
+from nvlm.evaluate.answering.generation import batches_by_length, decode, stop_tokens
+from nvlm.evaluate.answering.prompter import PromptBatch, Prompter, left_pad
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import EvaluationParams, TaskParams
-from nvlm.evaluate.prompter import PromptBatch, Prompter, left_pad
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.scoring import DIGITS, metric_called
+from nvlm.evaluate.reporting.scoring import DIGITS, metric_called
 from nvlm.evaluate.verdict import Metric
 from nvlm.parallel.generation import generate_on_grid, observed
 from nvlm.params import load_params

@@ -8,10 +8,7 @@ from tests.evaluate import fixtures
 
 from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.errors import UserError
-from nvlm.evaluate import results
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.confusion import NAMED, confusion_table
-from nvlm.evaluate.gallery import write_gallery
+from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.params import (
     AskParams,
     GenerateParams,
@@ -20,6 +17,9 @@ from nvlm.evaluate.params import (
     TaskParams,
 )
 from nvlm.evaluate.question import Question
+from nvlm.evaluate.reporting import results
+from nvlm.evaluate.reporting.confusion import NAMED, confusion_table
+from nvlm.evaluate.reporting.gallery import write_gallery
 from nvlm.evaluate.verdict import Verdict
 
 ASK = AskParams(system="s", prompt="{question}\nAnswer | briefly.", max_new_tokens=4)

@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.ask import images, prompt
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.ask import images, prompt
+from nvlm.evaluate.answering.prompter import Prompter
+from nvlm.evaluate.answering.sampling import SeededSampling
+from nvlm.evaluate.answering.shared_prefix import PromptTree, generate_from_tree, prompt_tree
 from nvlm.evaluate.params import RunParams
-from nvlm.evaluate.prompter import Prompter
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.sampling import SeededSampling
-from nvlm.evaluate.shared_prefix import PromptTree, generate_from_tree, prompt_tree
 from nvlm.model.nvlm import NVLM
 from nvlm.model.prompts import END
 from nvlm.parallel.tensor import encode_shared

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from nvlm.errors import UserError
-from nvlm.evaluate.bootstrap import Interval, corpus_intervals, mean_interval
 from nvlm.evaluate.metrics import anls, bleu, cider, exact, mathvista, mmmu, ocrbench, relaxed, vqa
 from nvlm.evaluate.question import Question
+from nvlm.evaluate.reporting.bootstrap import Interval, corpus_intervals, mean_interval
 from nvlm.evaluate.verdict import CorpusScores, Metric, Verdict
 
 METRICS: dict[str, Metric] = {

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.bootstrap import mean_interval
+from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.question import Question
+from nvlm.evaluate.reporting.bootstrap import mean_interval
 from nvlm.evaluate.verdict import Metric
 
 HEADINGS = ("task", "samples", "A", "B", "B - A", "95 % interval", "B wins", "A wins", "ties", "p")

@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from nvlm.atomic import write_bytes
-from nvlm.evaluate.answers import Answer
+from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.question import Question
 from nvlm.evaluate.verdict import Verdict
 

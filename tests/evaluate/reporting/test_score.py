@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests.evaluate import fixtures
 
-from nvlm.evaluate.table import score_table
+from nvlm.evaluate.reporting.table import score_table
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from nvlm.evaluate.answering.sampling import SeededSampling, question_seed
 from nvlm.evaluate.params import SamplingParams
-from nvlm.evaluate.sampling import SeededSampling, question_seed
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 

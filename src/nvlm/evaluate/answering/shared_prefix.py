@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 from nvlm.data.loading.batch import EncodedSample
-from nvlm.evaluate.prompter import left_pad
+from nvlm.evaluate.answering.prompter import left_pad
 from nvlm.model.nvlm import NVLM, features_by_row
 
 

@@ -15,7 +15,7 @@ from tests.evaluate.loopback import completion, server
 
 from nvlm.errors import UserError
 from nvlm.evaluate import server as backend
-from nvlm.evaluate.answers import Answer
+from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.params import AskParams, RunParams, SamplingParams
 from nvlm.evaluate.question import Question
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import EncodedSample
 from nvlm.errors import UserError
-from nvlm.evaluate.ask import BLANK, conversation, images
+from nvlm.evaluate.answering.ask import BLANK, conversation, images
 from nvlm.evaluate.params import AskParams, GenerateParams
 from nvlm.evaluate.question import Question
 from nvlm.model.tiling import Tiling, tile_grid, tile_image

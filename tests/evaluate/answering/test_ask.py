@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nvlm.errors import UserError
-from nvlm.evaluate.ask import conversation, images, prompt
+from nvlm.evaluate.answering.ask import conversation, images, prompt
 from nvlm.evaluate.params import AskParams, GenerateParams, TaskParams
 from nvlm.evaluate.question import Question
 from nvlm.model.prompts import (

@@ -17,12 +17,12 @@ from tests.evaluate.small_model import (
     run_params,
 )
 
-from nvlm.evaluate import generation
-from nvlm.evaluate.answers import Answer
+from nvlm.evaluate.answering import generation
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.resume import AnswerLog, depends_on
+from nvlm.evaluate.answering.worker import work
 from nvlm.evaluate.params import SamplingParams
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.resume import AnswerLog, depends_on
-from nvlm.evaluate.worker import work
 from nvlm.parallel.mesh import GridParams
 
 QUESTIONS = [

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.bootstrap import corpus_intervals, mean_interval
-from nvlm.evaluate.compare import compare, mcnemar
+from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.metrics import vqa
 from nvlm.evaluate.question import Question
+from nvlm.evaluate.reporting.bootstrap import corpus_intervals, mean_interval
+from nvlm.evaluate.reporting.compare import compare, mcnemar
 from nvlm.evaluate.verdict import CorpusScores
 
 

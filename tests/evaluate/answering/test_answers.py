@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import Answer, read_answers, write_answers
+from nvlm.evaluate.answering.answers import Answer, read_answers, write_answers
 from nvlm.evaluate.question import Question
 
 QUESTIONS = [

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nvlm.evaluate.answering.resume import AnswerLog, depends_on
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import GenerateParams, RunParams, TaskParams
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.resume import AnswerLog, depends_on
 
 if TYPE_CHECKING:
     from nvlm.parallel.mesh import GridParams
@@ -37,8 +37,8 @@ def work(
     """Answer the questions of ``arguments`` (of src/generate.py); rank 0 writes the answers."""
     import torch
 
-    from nvlm.evaluate.generation import generate_answers
-    from nvlm.evaluate.prompter import Prompter
+    from nvlm.evaluate.answering.generation import generate_answers
+    from nvlm.evaluate.answering.prompter import Prompter
     from nvlm.model.tokens import load_tokenizer
     from nvlm.parallel.mesh import parallel_mesh
     from nvlm.parallel.state import load_model

@@ -34,13 +34,13 @@ from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.data.loading.batch import EncodedSample
 from nvlm.data.shards.images import storable
 from nvlm.errors import UserError
-from nvlm.evaluate.generation import batches_by_length, decode, stop_tokens
+from nvlm.evaluate.answering.generation import batches_by_length, decode, stop_tokens
+from nvlm.evaluate.answering.prompter import Prompter, left_pad
+from nvlm.evaluate.answering.worker import work
 from nvlm.evaluate.params import (
     AskParams,
 )
-from nvlm.evaluate.prompter import Prompter, left_pad
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.worker import work
 from nvlm.model.tiling import Tiling, tile_image
 from nvlm.model.tokens import EncodedConversation
 from nvlm.parallel.mesh import GridParams

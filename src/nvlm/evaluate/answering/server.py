@@ -25,8 +25,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.ask import BLANK, conversation, images, prompt
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.ask import BLANK, conversation, images, prompt
 from nvlm.evaluate.params import AskParams, RunParams, SamplingParams
 from nvlm.evaluate.question import Question
 from nvlm.model.prompts import IMAGE
@@ -131,7 +131,7 @@ class _Client:
         if self._sampling is None:
             return body | {"temperature": 0}
         # Imported here: sampling of our own needs PyTorch, and a greedy client doesn't.
-        from nvlm.evaluate.sampling import question_seed
+        from nvlm.evaluate.answering.sampling import question_seed
 
         return body | {
             "temperature": self._sampling.temperature,

@@ -12,8 +12,8 @@ from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
 from nvlm.evaluate.params import GenerateParams, PublishedParams, TaskParams
-from nvlm.evaluate.scoring import metric_called
-from nvlm.evaluate.table import BEFORE, FINAL
+from nvlm.evaluate.reporting.scoring import metric_called
+from nvlm.evaluate.reporting.table import BEFORE, FINAL
 
 UNPUBLISHED = PublishedParams(split="", scores={})
 CAVEAT = {

@@ -24,12 +24,12 @@ from tests.evaluate.small_model import (
 
 from nvlm.data.loading.batch import EncodedSample
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import Answer
-from nvlm.evaluate.generation import batches_by_length, generate_answers
+from nvlm.evaluate.answering.answers import Answer
+from nvlm.evaluate.answering.generation import batches_by_length, generate_answers
+from nvlm.evaluate.answering.prompter import Prompter
+from nvlm.evaluate.answering.shared_prefix import prompt_tree
 from nvlm.evaluate.params import AskParams
-from nvlm.evaluate.prompter import Prompter
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.shared_prefix import prompt_tree
 from nvlm.model.tokens import EncodedConversation, load_tokenizer
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.state import load_model

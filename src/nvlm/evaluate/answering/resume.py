@@ -18,8 +18,8 @@ from typing import Any
 from nvlm.atomic import write_text
 from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.errors import UserError
-from nvlm.evaluate.answers import Answer, line_of, parse_answer, write_answers
-from nvlm.evaluate.ask import images, prompt
+from nvlm.evaluate.answering.answers import Answer, line_of, parse_answer, write_answers
+from nvlm.evaluate.answering.ask import images, prompt
 from nvlm.evaluate.params import AskParams, GenerateParams
 from nvlm.evaluate.question import Question, QuestionId
 

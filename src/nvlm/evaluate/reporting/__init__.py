@@ -1,0 +1,1 @@
+"""From answers to reports: scores, intervals, galleries, comparisons."""
