@@ -36,9 +36,9 @@ from nvlm.evaluate.answering.prompter import Prompter, left_pad
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import EvaluationParams, RunParams
 from nvlm.evaluate.question import Question, QuestionId
+from nvlm.launch.local import launch
 from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.model.tokens import load_tokenizer
-from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, Mesh, parallel_mesh
 from nvlm.parallel.state import load_model
 from nvlm.params import load_params

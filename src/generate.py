@@ -18,7 +18,7 @@ from nvlm.errors import UserError, run_command
 from nvlm.evaluate.answering.worker import answer_log, work
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import GenerateParams, RunParams, TaskParams
-from nvlm.parallel.telling import told_once
+from nvlm.launch.failure import told_once
 from nvlm.params import load_params
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         )
         log.finish(arguments.out, questions)
     else:
-        from nvlm.parallel.launch import LaunchParams, launch_stage
+        from nvlm.launch.local import LaunchParams, launch_stage
         from nvlm.parallel.mesh import GridParams
 
         launch_stage(

@@ -12,9 +12,9 @@ from pathlib import Path
 from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.data.loading.loader import check_blend
 from nvlm.errors import run_command
-from nvlm.parallel.launch import LaunchParams, launch_stage
+from nvlm.launch.failure import told_once
+from nvlm.launch.local import LaunchParams, launch_stage
 from nvlm.parallel.mesh import parallel_mesh
-from nvlm.parallel.telling import told_once
 from nvlm.params import load_params
 from nvlm.train.checks import check_run
 from nvlm.train.curves import Curves

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from nvlm.checkpoint.format.files import read_part
-from nvlm.parallel.launch import launch
+from nvlm.launch.local import launch
 from nvlm.parallel.mesh import GridParams
 
 GRIDS = {

@@ -7,7 +7,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvlm.errors import UserError
-from nvlm.parallel.launch import launch
+from nvlm.launch.local import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.tensor import VocabularyParallel
 

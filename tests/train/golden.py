@@ -15,10 +15,10 @@ from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.checkpoint.parts.projector import ProjectorParams
 from nvlm.checkpoint.relayout.combine import combine
 from nvlm.data.loading.loader import build_loader
+from nvlm.launch.local import launch
 from nvlm.model.language import Stage, build_decoder
 from nvlm.model.tokens import load_tokenizer
 from nvlm.model.vision import build_tower
-from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.params import load_params
 from nvlm.standin.language import LanguageStandin, learn_tokenizer, write_language

@@ -29,9 +29,9 @@ from nvlm.evaluate.answering.prompter import Prompter
 from nvlm.evaluate.metrics import vqa
 from nvlm.evaluate.online import OnlineEvaluation, share, subset
 from nvlm.evaluate.question import Question
+from nvlm.launch.local import launch
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.generation import most_likely, observed
-from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.state import load_model
 from nvlm.train.curves import Curves

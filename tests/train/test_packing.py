@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from nvlm.data.loading.batch import EncodedSample, collate
 from nvlm.data.loading.encoder import pack
+from nvlm.launch.local import launch
 from nvlm.model.prompts import Turn
 from nvlm.model.tokens import encode_conversation
-from nvlm.parallel.launch import launch
 from nvlm.parallel.loss import turn_weights
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.train.trainer import Trainer

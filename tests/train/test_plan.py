@@ -15,10 +15,10 @@ from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitectu
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
 from nvlm.errors import UserError
+from nvlm.launch.local import launch
 from nvlm.model.language import Stage, packed_mask
 from nvlm.model.nvlm import NVLM
 from nvlm.model.vision import Projector
-from nvlm.parallel.launch import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.__main__ import main

@@ -22,7 +22,7 @@ import pytest
 from tests.parallel.grids import make_checkpoint, train_params
 
 from nvlm.errors import UserError
-from nvlm.parallel.launch import launch
+from nvlm.launch.local import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.train.curves import Curves
 from nvlm.train.loop import RESUME, train

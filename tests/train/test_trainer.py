@@ -7,7 +7,7 @@ import torch
 from tests.parallel.grids import make_batch, make_checkpoint, train_params
 
 from nvlm.errors import UserError
-from nvlm.parallel.launch import launch
+from nvlm.launch.local import launch
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.train.trainer import Trainer
 

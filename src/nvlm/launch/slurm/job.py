@@ -27,9 +27,9 @@ from pathlib import Path
 
 from nvlm.atomic import write_text
 from nvlm.errors import UserError
-from nvlm.parallel.orphan import Ancestors
-from nvlm.parallel.slurm import queue
-from nvlm.parallel.slurm.script import SlurmParams, batch_script
+from nvlm.launch.orphan import Ancestors
+from nvlm.launch.slurm import queue
+from nvlm.launch.slurm.script import SlurmParams, batch_script
 
 RECORDS = Path(".resume/launch")  # ignored by git
 LOGS = Path("logs/launch")

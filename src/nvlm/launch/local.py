@@ -2,7 +2,7 @@
 
 - This machine (``launch.kind: local``): torchrun's own launcher (``elastic_launch``) starts the
   processes and stops all when one fails.
-- Slurm (``launch.kind: slurm``): nvlm.parallel.slurm submits a job that runs the same command under
+- Slurm (``launch.kind: slurm``): nvlm.launch.slurm submits a job that runs the same command under
   torchrun on each of its nodes, and waits for it.
 - Several machines without Slurm: the machines share the working directory, and on each of them one
   runs the stage's command under torchrun::
@@ -15,7 +15,7 @@
 
 Under torchrun, on one machine or many, RANK is set, and ``launch`` runs the worker right there:
 LOCAL_RANK picks the device (nvlm.parallel.mesh), rank 0 alone reports, and of the same error of
-many ranks one is told (nvlm.parallel.telling).
+many ranks one is told (nvlm.launch.failure).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from nvlm.errors import UserError
-from nvlm.parallel.orphan import Ancestors
-from nvlm.parallel.slurm.job import RUN, run_job
-from nvlm.parallel.slurm.script import SlurmParams
+from nvlm.launch.orphan import Ancestors
+from nvlm.launch.slurm.job import RUN, run_job
+from nvlm.launch.slurm.script import SlurmParams
 
 # More processes than this a core would only wait for one another.
 CPU_PROCESSES_PER_CORE = 4

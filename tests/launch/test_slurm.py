@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from tests.parallel.slurm_standin import install
+from tests.launch.slurm_standin import install
 
 from compose_params import composed
 from nvlm.errors import UserError
-from nvlm.parallel.launch import LaunchParams
-from nvlm.parallel.slurm.job import RECORDS, run_job
-from nvlm.parallel.slurm.script import SlurmParams, batch_script
+from nvlm.launch.local import LaunchParams
+from nvlm.launch.slurm.job import RECORDS, run_job
+from nvlm.launch.slurm.script import SlurmParams, batch_script
 from nvlm.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -294,7 +294,7 @@ def test_a_cancelled_job_is_waited_for_and_not_taken(slurm, capfd):
 
 def test_the_end_of_dvc_cancels_the_job(slurm):
     """As dvc: a parent that runs the stage through a shell, and dies without telling it."""
-    stage = "import tests.parallel.test_slurm as t; t.start('touch running; sleep 60')"
+    stage = "import tests.launch.test_slurm as t; t.start('touch running; sleep 60')"
     shell = f"{sys.executable} -c {stage!r}; true"
     parent = subprocess.Popen(
         [sys.executable, "-c", f"import subprocess; subprocess.run({shell!r}, shell=True)"]
@@ -314,7 +314,7 @@ def test_the_end_of_dvc_cancels_the_job(slurm):
 
 @pytest.fixture
 def stage(slurm):
-    """Runs tests/parallel/stage.py as a user would, for nodes of one rank each."""
+    """Runs tests/launch/stage.py as a user would, for nodes of one rank each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -324,7 +324,7 @@ def stage(slurm):
     Path("input").write_text("1")
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, ROOT / "tests/parallel/stage.py", *arguments]
+        command = [sys.executable, ROOT / "tests/launch/stage.py", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nvlm.errors import UserError
-from nvlm.parallel.launch import LaunchParams, launch, launch_stage
+from nvlm.launch.local import LaunchParams, launch, launch_stage
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_a_rank_without_a_torchrun(monkeypatch):
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """Runs tests/parallel/stage.py under two torchruns of one rank each, as on two machines."""
+    """Runs tests/launch/stage.py under two torchruns of one rank each, as on two machines."""
     (tmp_path / "params.yaml").write_text("launch: {kind: local}")
     (tmp_path / "input").touch()
     with socket.socket() as free:
@@ -86,7 +86,7 @@ def torchrun(tmp_path):
     def run(*arguments: str) -> tuple[list[int], str]:
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
-        stage = ["--rdzv-id", "stage", str(ROOT / "tests/parallel/stage.py"), *arguments]
+        stage = ["--rdzv-id", "stage", str(ROOT / "tests/launch/stage.py"), *arguments]
         environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
         with (tmp_path / "log").open("w") as log:
             machines = [

@@ -1,6 +1,6 @@
 """A stage whose two ranks add up a number each, for tests of how ranks start.
 
-Run with: python tests/parallel/stage.py OUT [HOW]
+Run with: python tests/launch/stage.py OUT [HOW]
 
 HOW: the rank that fails, "all", "early" (rank 1 fails before the ranks meet), or "sleep".
 """
@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from nvlm.errors import UserError, run_command
-from nvlm.parallel.launch import LaunchParams, launch_stage
+from nvlm.launch.failure import told_once
+from nvlm.launch.local import LaunchParams, launch_stage
 from nvlm.parallel.mesh import GridParams, parallel_mesh
-from nvlm.parallel.telling import told_once
 from nvlm.params import load_params
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nvlm.parallel.launch import launch
+from nvlm.launch.local import launch
 
 ROOT = Path(__file__).parents[2]
-STAGE = "from tests.parallel.test_stopping import sleep_on_two_ranks as s; s()"
+STAGE = "from tests.launch.test_stopping import sleep_on_two_ranks as s; s()"
 
 
 def sleep_on_two_ranks() -> None:
@@ -99,7 +99,7 @@ def test_ranks_end_with_a_torchrun_that_is_killed(start, tmp_path):
     (tmp_path / "params.yaml").write_text("launch: {kind: local}")
     torchrun, ranks, launcher = start(
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(ROOT / "tests/parallel/stage.py"), str(tmp_path), "sleep"),
+        *(str(ROOT / "tests/launch/stage.py"), str(tmp_path), "sleep"),
     )
     assert launcher.pid == torchrun.pid
     torchrun.kill()

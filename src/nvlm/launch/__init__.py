@@ -1,0 +1,1 @@
+"""Where the ranks of a stage run; no output depends on it."""
