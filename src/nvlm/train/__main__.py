@@ -70,7 +70,7 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.format.manifest import read_manifest
     from nvlm.params import load_params
     from nvlm.train.checks import check_run
-    from nvlm.train.plan import describe, plan_run
+    from nvlm.train.planning.plan import describe, plan_run
 
     if arguments.overrides:
         raise UserError("with --checkpoint the values are params.yaml's: leave overrides out")
@@ -88,7 +88,7 @@ def _plan_published(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.format.layout import padded_rows
     from nvlm.checkpoint.format.published import PUBLISHED
     from nvlm.params import parse_params
-    from nvlm.train.plan import describe, describe_grids, plan_grids, plan_run
+    from nvlm.train.planning.plan import describe, describe_grids, plan_grids, plan_run
 
     values = OmegaConf.create(composed(["scale=full", *arguments.overrides]))
     for section in _sections(arguments):

@@ -25,8 +25,8 @@ from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.mesh import GridParams, Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
-from nvlm.train.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
 from nvlm.train.params import TrainParams
+from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
 
 GIB = 2**30
 # Of a card, for what no formula has: fragments, the CUDA context, buffers of NCCL and cuBLAS.

@@ -22,9 +22,9 @@ from nvlm.model.vision import Projector
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.__main__ import main
-from nvlm.train.memory import layer_activations, projector_activations
 from nvlm.train.params import TrainParams
-from nvlm.train.plan import plan_run, rehearsal
+from nvlm.train.planning.memory import layer_activations, projector_activations
+from nvlm.train.planning.plan import plan_run, rehearsal
 from nvlm.train.trainer import Trainer
 
 BOTH = ["vision_projection", "language_model"]
