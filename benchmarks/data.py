@@ -39,7 +39,7 @@ from nvlm.checkpoint.format.architecture import (
     VisionArchitecture,
 )
 from nvlm.data.loading.encoder import NVLMEncoder
-from nvlm.data.loading.loader import LoaderParams
+from nvlm.data.loading.params import LoaderParams
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.model.prompts import Turn

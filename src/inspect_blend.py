@@ -13,7 +13,8 @@ from pathlib import Path
 from nvlm.atomic import atomic_directory, write_text
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect
-from nvlm.data.loading.loader import LoaderParams, blend_text, build_loader
+from nvlm.data.loading.loader import blend_text, build_loader
+from nvlm.data.loading.params import LoaderParams
 from nvlm.errors import run_command
 from nvlm.model.tokens import load_tokenizer
 from nvlm.params import load_params

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 from tests.data.pictures import encoded_image
 
-from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.loading.loader import build_loader
+from nvlm.data.loading.params import LoaderParams
 from nvlm.data.published.directory import read_records
 from nvlm.data.published.files import FileStore
 from nvlm.data.published.layouts import Layout, read_layout

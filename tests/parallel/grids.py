@@ -13,7 +13,7 @@ from nvlm.checkpoint.parts.projector import ProjectorParams
 from nvlm.checkpoint.relayout.combine import combine
 from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.data.loading.batch import Batch
-from nvlm.data.loading.loader import LoaderParams
+from nvlm.data.loading.params import LoaderParams
 from nvlm.model.nvlm import features_by_row
 from nvlm.model.tokens import IGNORED, TEXT
 from nvlm.parallel.mesh import GridParams, parallel_mesh

@@ -139,9 +139,7 @@ class Dialogue:
     """
 
     sample_type: ClassVar[str] = "SimilarityInterleavedSample"
-    field_map: ClassVar[None] = (
-        None  # a list of images needs a loader function: nvlm.data.shards.tar
-    )
+    field_map: ClassVar[None] = None  # a list of images needs a loader function: shards.tar
 
     turns: Sequence[tuple[Speaker, str]]
 

@@ -10,7 +10,7 @@ from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from nvlm.data.loading.loader import LoaderParams
+    from nvlm.data.loading.params import LoaderParams
     from nvlm.train.params import TrainParams
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nvlm.data.loading.loader import LoaderParams
+from nvlm.data.loading.params import LoaderParams
 from nvlm.parallel.mesh import GridParams
 from nvlm.train.online import OnlineParams
 

@@ -19,7 +19,8 @@ from tests.data.pictures import encoded_image
 
 from nvlm.data.loading.conversations import boxes_text, conversation_of, images_of
 from nvlm.data.loading.encoder import NVLMEncoder
-from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.loading.loader import build_loader
+from nvlm.data.loading.params import LoaderParams
 from nvlm.data.published.layouts import Layout
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.data.shards.prepare import prepare_dataset

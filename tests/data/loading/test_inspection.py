@@ -9,7 +9,8 @@ from tests.data.loading.test_batch import FIRST, TEXT_ONLY
 
 from nvlm.data.loading.batch import collate
 from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect, samples_of
-from nvlm.data.loading.loader import LoaderParams, blend_text, build_loader
+from nvlm.data.loading.loader import blend_text, build_loader
+from nvlm.data.loading.params import LoaderParams
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

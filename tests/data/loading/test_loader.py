@@ -13,7 +13,8 @@ from PIL import Image
 
 from nvlm.data.loading.batch import Batch
 from nvlm.data.loading.encoder import pack
-from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.loading.loader import build_loader
+from nvlm.data.loading.params import LoaderParams
 from nvlm.errors import UserError
 from nvlm.model.prompts import DESCRIBE, SYSTEM, Turn
 from nvlm.model.tiling import Tiling, tile_image

@@ -11,7 +11,8 @@ import torch
 from tests.data.small import byte_tokenizer, small_architecture
 
 from nvlm.data.loading.batch import Batch
-from nvlm.data.loading.loader import LoaderParams, build_loader
+from nvlm.data.loading.loader import build_loader
+from nvlm.data.loading.params import LoaderParams
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

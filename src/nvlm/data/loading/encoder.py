@@ -32,7 +32,7 @@ from nvlm.model.tokens import EncodedConversation, encode_conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from nvlm.data.loading.loader import LoaderParams
+    from nvlm.data.loading.params import LoaderParams
 
 # Samples among which packing chooses: more would fill rows better, but hold more tiles in memory.
 PACKING_BUFFER = 64
