@@ -59,7 +59,7 @@ def main() -> None:
         )
         log.finish(arguments.out, questions)
     else:
-        from nvlm.launch.local import LaunchParams, launch_stage
+        from nvlm.launch.stage import LaunchParams, launch_stage
         from nvlm.parallel.mesh import GridParams
 
         launch_stage(
@@ -73,6 +73,7 @@ def main() -> None:
             arguments,
             name=f"generate_{arguments.task}",
             inputs=[arguments.checkpoint / MANIFEST, *sorted(arguments.data.glob("*.*"))],
+            imports="nvlm.evaluate.answering.generation",
         )
 
 

@@ -1,6 +1,6 @@
 """Write our scores beside the paper's, each with its model, prompt and parser.
 
-Run with: python src/report.py --scale smoke --metrics metrics --checkpoints checkpoints \
+Run with: python src/report.py --scale smoke --scores reports/scores --checkpoints checkpoints \
     --out reports/results.md
 """
 
@@ -19,7 +19,7 @@ from nvlm.params import load_params
 def main() -> None:
     """Read the arguments and the scores, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--metrics", type=Path, required=True, help="BRANCH/MODEL/TASK.json")
+    parser.add_argument("--scores", type=Path, required=True, help="BRANCH/MODEL/TASK.json")
     parser.add_argument("--checkpoints", type=Path, required=True, help="BRANCH/MODEL")
     parser.add_argument("--scale", required=True, help="of these models and sets: smoke or full")
     parser.add_argument("--out", type=Path, required=True, help="page to write (Markdown)")
@@ -27,7 +27,7 @@ def main() -> None:
 
     params = load_params("eval", EvaluationParams)
     page = results_page(
-        arguments.metrics, arguments.checkpoints, params.tasks, params.generate, arguments.scale
+        arguments.scores, arguments.checkpoints, params.tasks, params.generate, arguments.scale
     )
     write_text(arguments.out, page)
 

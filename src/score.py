@@ -2,7 +2,11 @@
 
 Run with: python src/score.py --task TextVQA --generated data/generated/72b/sft/TextVQA.jsonl \
     --data data/eval/TextVQA --metrics metrics/72b/sft/TextVQA.json \
-    --gallery plots/72b/sft/TextVQA.png --confusion plots/72b/confusion/TextVQA.csv
+    --details reports/scores/72b/sft/TextVQA.json --gallery plots/72b/sft/TextVQA.png \
+    --confusion plots/72b/confusion/sft/TextVQA.csv
+
+The metrics are one number, which dvc metrics diff shows; intervals, categories and the scores by
+other rules are the details.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ def main() -> None:
     parser.add_argument("--generated", type=Path, required=True, help="answers (JSON lines)")
     parser.add_argument("--blank", type=Path, help="answers to blank images, a baseline")
     parser.add_argument("--data", type=Path, required=True, help="directory of the ground truth")
-    parser.add_argument("--metrics", type=Path, required=True, help="scores to write (JSON)")
+    parser.add_argument("--metrics", type=Path, required=True, help="score to write (JSON)")
+    parser.add_argument("--details", type=Path, required=True, help="report to write (JSON)")
     parser.add_argument("--gallery", type=Path, required=True, help="picture to write (PNG)")
     parser.add_argument("--confusion", type=Path, help="pairs of truth and answer to write (CSV)")
     arguments = parser.parse_args()
@@ -46,11 +51,12 @@ def main() -> None:
     if arguments.blank:
         blank = [answer.text for answer in read_answers(arguments.blank, questions)]
     verdicts = metric.score(questions, texts)
-    scores = report(params.metric, questions, texts, verdicts, blank)
+    details = report(params.metric, questions, texts, verdicts, blank)
     write_gallery(arguments.gallery, questions, answers, verdicts)
     if arguments.confusion:
         write_text(arguments.confusion, confusion_table(questions, verdicts))
-    write_text(arguments.metrics, f"{json.dumps(scores, indent=2, ensure_ascii=False)}\n")
+    write_text(arguments.details, f"{json.dumps(details, indent=2, ensure_ascii=False)}\n")
+    write_text(arguments.metrics, f"{json.dumps({'score': details['score']}, indent=2)}\n")
 
 
 if __name__ == "__main__":

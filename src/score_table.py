@@ -13,12 +13,12 @@ from nvlm.evaluate.reporting.table import score_table
 
 
 def main() -> None:
-    """Read the metrics and print the table."""
+    """Read the scores and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--metrics", type=Path, default=Path("metrics"), help="directory of BRANCH/MODEL/TASK.json"
+        "--scores", type=Path, default=Path("reports/scores"), help="of BRANCH/MODEL/TASK.json"
     )
-    print(score_table(parser.parse_args().metrics))
+    print(score_table(parser.parse_args().scores))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.data.loading.loader import check_blend
 from nvlm.errors import run_command
 from nvlm.launch.failure import told_once
-from nvlm.launch.local import LaunchParams, launch_stage
+from nvlm.launch.stage import LaunchParams, launch_stage
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import load_params
 from nvlm.train.checks import check_run
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
+from nvlm.train.telemetry.logs import Logs
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
             arguments.checkpoint / MANIFEST,
             *(arguments.data / name / ".nv-meta/index.uuid" for name in params.data.blend),
         ],
+        imports="nvlm.train.loop",
     )
 
 
@@ -54,14 +56,15 @@ def work(params: TrainParams, arguments: argparse.Namespace) -> None:
 
     plot: Path = arguments.plot
     with parallel_mesh(params.grid) as mesh:
-        logs = Path("logs") / plot.parent.name
-        curves = Curves(plot, logs, tensorboard=params.tensorboard and mesh.is_main)
+        directory = Path("logs") / plot.parent.name
+        logs = Logs(directory, plot.stem, tensorboard=params.tensorboard and mesh.is_main)
         train(
             params,
             checkpoint=arguments.checkpoint,
             data=arguments.data,
             out=arguments.out,
-            curves=curves,
+            curves=Curves(plot),
+            logs=logs,
             mesh=mesh,
         )
 

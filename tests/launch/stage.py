@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from nvlm.errors import UserError, run_command
 from nvlm.launch.failure import told_once
-from nvlm.launch.local import LaunchParams, launch_stage
+from nvlm.launch.stage import LaunchParams, launch_stage
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 from nvlm.params import load_params
 
@@ -24,7 +24,9 @@ def main() -> None:
     out, how = sys.argv[1], "".join(sys.argv[2:])
     params = load_params("launch", LaunchParams)
     inputs = [Path("input")]
-    launch_stage(params, work, 2, Path(out), how, name="stage", inputs=inputs)
+    launch_stage(
+        params, work, 2, Path(out), how, name="stage", inputs=inputs, imports="nvlm.parallel.mesh"
+    )
 
 
 def work(out: Path, how: str) -> None:

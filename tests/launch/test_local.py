@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from nvlm.errors import UserError
-from nvlm.launch.local import LaunchParams, launch, launch_stage
+from nvlm.launch.local import launch
+from nvlm.launch.stage import LaunchParams, launch_stage
 from nvlm.parallel.mesh import GridParams, parallel_mesh
 
 ROOT = Path(__file__).parents[2]
@@ -71,13 +72,14 @@ def test_a_rank_without_a_torchrun(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"LOCAL_RANK is not: start under torchrun.* unset RANK"):
-        launch_stage(LaunchParams(kind="local"), crash, 1, name="stage", inputs=[])
+        params = LaunchParams(kind="local", device="cpu")
+        launch_stage(params, crash, 1, name="stage", inputs=[], imports="nvlm.parallel.mesh")
 
 
 @pytest.fixture
 def torchrun(tmp_path):
     """Runs tests/launch/stage.py under two torchruns of one rank each, as on two machines."""
-    (tmp_path / "params.yaml").write_text("launch: {kind: local}")
+    (tmp_path / "params.yaml").write_text("launch: {kind: local, device: cpu}")
     (tmp_path / "input").touch()
     with socket.socket() as free:
         free.bind(("localhost", 0))

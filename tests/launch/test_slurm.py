@@ -19,9 +19,9 @@ from tests.launch.slurm_standin import install
 
 from compose_params import composed
 from nvlm.errors import UserError
-from nvlm.launch.local import LaunchParams
 from nvlm.launch.slurm.job import RECORDS, run_job
 from nvlm.launch.slurm.script import SlurmParams, batch_script
+from nvlm.launch.stage import LaunchParams
 from nvlm.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +148,7 @@ def test_conf_holds_both_ways(tmp_path):
     for kind in ("local", "slurm"):
         (tmp_path / kind).write_text(composed([f"launch={kind}"]))
         assert load_params("launch", LaunchParams, tmp_path / kind).kind == kind
-    (tmp_path / "wrong").write_text("launch: {kind: cloud}")
+    (tmp_path / "wrong").write_text("launch: {kind: cloud, device: cpu}")
     with pytest.raises(UserError, match=r"launch\.kind: 'cloud'"):
         load_params("launch", LaunchParams, tmp_path / "wrong")
 

@@ -1,4 +1,4 @@
-"""Which stages a parameter reruns: a table, held against what DVC really runs.
+"""Which stages a change reruns: a table, held against what DVC really runs.
 
 DVC runs the real graph, with its real dependencies, on real changes of conf/; only the commands
 are replaced by one that writes a digest of what the stage depends on.
@@ -15,6 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo
+from tests.pipeline.affected import (
+    BRANCHES,
+    after_combining,
+    after_converting,
+    after_pretraining,
+    after_sft,
+    inspected,
+    scored,
+)
 
 from compose_params import composed
 
@@ -45,49 +54,6 @@ for out in map(pathlib.Path, outs):
 
 # Two of the tasks stand for all: they share a block.
 BASE = ["~data.eval.captioning", "~data.eval.TextVQA"]
-TASKS = ("VQAv2", "MMMU")
-BRANCHES = ("34b", "72b")
-
-
-def scored(*branches, models=("sft", "pretrained"), tasks=TASKS, verbs=("generate", "score")):
-    """The stages that answer and score; the report is of all scores."""
-    names = {"sft": "", "pretrained": "pretrained_"}
-    return {"report"} | {
-        f"{verb}_{names[model]}{branch}@{task}"
-        for verb in verbs
-        for model in models
-        for branch in branches
-        for task in tasks
-    }
-
-
-def after_sft(branch):
-    merge = {"merge_pp_72b"} if branch == "72b" else set()
-    exports = {f"export_megatron_{branch}", f"export_hf_{branch}"}
-    return {f"sft_{branch}"} | merge | exports | scored(branch, models=["sft"])
-
-
-def after_pretraining(branch):
-    split = {"split_pp_72b"} if branch == "72b" else set()
-    own = {f"pretrain_{branch}"} | split | scored(branch, models=["pretrained"])
-    return own | after_sft(branch)
-
-
-def after_combining(branch):
-    verified = {"verify_72b"} if branch == "72b" else set()
-    looked_at = {f"inspect_pretrain_{branch}", f"inspect_sft_{branch}"}
-    return {f"combine_{branch}"} | verified | looked_at | after_pretraining(branch)
-
-
-def after_converting(half):
-    branches = BRANCHES if half == "vision" else [half.removeprefix("lm_")]
-    return {f"convert_{half}"}.union(*(after_combining(branch) for branch in branches))
-
-
-def inspected(phase, *branches):
-    return {f"inspect_{phase}_{branch}" for branch in branches}
-
-
 # Override of a parameter, and the stages that it reruns.
 AFFECTED = [
     ("environment.memory_gib=3", {"environment"}),
@@ -135,26 +101,28 @@ AFFECTED = [
     ),
 ]
 
-OVERRIDES = [None, *(override for override, _ in AFFECTED)]
+# A line that is added to a file, and the stages that it reruns; test_code.py has more.
+EDITED = [
+    ("src/nvlm/train/trainer.py: # says more", {"code"}),
+    ("src/nvlm/evaluate/metrics/vqa.py: LEFT = 1", {"code"} | scored(*BRANCHES, verbs=["score"])),
+]
+CHANGES = [None, *(change for change, _ in AFFECTED + EDITED)]
 
 
 @pytest.fixture(scope="module")
 def affected(tmp_path_factory):
-    """What DVC runs for each override of the table, in copies of a graph that was reproduced once.
+    """What DVC runs for each change of the tables, in copies of a graph that was reproduced once.
 
     Two at a time: most of it is DVC reading and writing dvc.lock.
     """
     root = tmp_path_factory.mktemp("graph") / "reproduced"
     stub_graph(root)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        assert len(pool.submit(reproduce, root, []).result()) > 40
-        copies = {override: root.with_name(str(place)) for place, override in enumerate(OVERRIDES)}
+        assert len(pool.submit(reproduce, root, None).result()) > 40
+        copies = {change: root.with_name(str(place)) for place, change in enumerate(CHANGES)}
         for copy in copies.values():
             shutil.copytree(root, copy)
-        yield {
-            override: pool.submit(reproduce, copy, [override] if override else [])
-            for override, copy in copies.items()
-        }
+        yield {change: pool.submit(reproduce, copy, change) for change, copy in copies.items()}
         pool.shutdown(cancel_futures=True)
 
 
@@ -165,18 +133,20 @@ def stub_graph(root):
     stages = yaml.safe_load(Path("dvc.yaml").read_text())
     for stage in stages["stages"].values():
         block = stage.get("do", stage)
-        # What a stage depends on in src/ has a test of its own; fewer lines are faster.
-        block["deps"] = [dep for dep in block["deps"] if not dep.startswith("src/")]
         block["cmd"] = stub_command(block)
     (root / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
     (root / "stub.py").write_text(STUB)
     Repo.init(str(root), no_scm=True).close()
 
 
-def reproduce(root, overrides):
-    """The stages that DVC runs in ``root`` under ``overrides``."""
+def reproduce(root, change):
+    """The stages that DVC runs in ``root`` after ``change``: an override, or FILE: LINE."""
     os.chdir(root)
-    text = composed([*BASE, *overrides])
+    file, _, line = (change or "").partition(": ")
+    if line:
+        with Path(file).open("a") as edited:
+            edited.write(line + "\n")
+    text = composed([*BASE, *([change] if change and not line else [])])
     Path("params.yaml").write_text(text)
     Path("params.json").write_text(json.dumps(yaml.safe_load(text)))
     with Repo() as repo:
@@ -184,8 +154,8 @@ def reproduce(root, overrides):
 
 
 def stub_command(block):
-    if "src/environment.py" in block["cmd"]:
-        return block["cmd"]  # its output does not depend on what it was asked for
+    if "environment.py" in block["cmd"] or "list_code.py" in block["cmd"]:
+        return block["cmd"]  # their outputs do not depend on all that they read
     outs = [
         next(iter(out)) if isinstance(out, dict) else out
         for out in [*block.get("outs", []), *block.get("metrics", [])]
@@ -205,3 +175,8 @@ def test_nothing_changed_runs_nothing(affected):
 @pytest.mark.parametrize(("override", "expected"), AFFECTED, ids=[row[0] for row in AFFECTED])
 def test_a_parameter_reruns_what_depends_on_it_and_nothing_else(affected, override, expected):
     assert affected[override].result() == expected
+
+
+@pytest.mark.parametrize(("edit", "expected"), EDITED, ids=[row[0] for row in EDITED])
+def test_an_edit_reruns_what_it_can_change_and_nothing_else(affected, edit, expected):
+    assert affected[edit].result() == expected

@@ -36,7 +36,7 @@ def reproduced():
 
 
 def scores(branch, variant, task):
-    return json.loads(Path("metrics", branch, variant, f"{task}.json").read_text())
+    return json.loads(Path("reports/scores", branch, variant, f"{task}.json").read_text())
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -37,6 +37,7 @@ from nvlm.parallel.state import load_model
 from nvlm.train.curves import Curves
 from nvlm.train.loop import train
 from nvlm.train.online import OnlineParams
+from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
 ALONE = GridParams(tensor=1)
@@ -154,7 +155,8 @@ def run_both(root: Path, data: Path, grid: GridParams) -> None:
                 checkpoint=root / "start",
                 data=data,
                 out=root / name / "out",
-                curves=Curves(root / name / "sft.csv", root / name / "logs", tensorboard=False),
+                curves=Curves(root / name / "sft.csv"),
+                logs=Logs(root / name / "logs", "sft", tensorboard=False),
                 mesh=mesh,
             )
 

@@ -29,6 +29,7 @@ from nvlm.train.loop import RESUME, train
 from nvlm.train.online import OnlineParams
 from nvlm.train.params import TrainParams
 from nvlm.train.snapshots import run_digest
+from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
 GRID = GridParams(tensor=2)
@@ -96,7 +97,8 @@ def run(directory: Path, data: Path, strike: Strike | None = None) -> None:
             checkpoint=directory / "combined",
             data=data,
             out=directory / "out",
-            curves=Curves(directory / "loss.csv", directory / "logs", tensorboard=False),
+            curves=Curves(directory / "loss.csv"),
+            logs=Logs(directory / "logs", "loss", tensorboard=False),
             mesh=mesh,
         )
 

@@ -21,7 +21,8 @@ from nvlm.parallel.state import save_model
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 from nvlm.train.snapshots import Snapshots, run_digest
-from nvlm.train.telemetry import measurements
+from nvlm.train.telemetry.logs import Logs
+from nvlm.train.telemetry.measurements import measurements
 from nvlm.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -33,7 +34,14 @@ RESUME = Path(".resume")  # ignored by git; beside the outputs, which DVC delete
 
 
 def train(
-    params: TrainParams, *, checkpoint: Path, data: Path, out: Path, curves: Curves, mesh: Mesh
+    params: TrainParams,
+    *,
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    curves: Curves,
+    logs: Logs,
+    mesh: Mesh,
 ) -> None:
     """Train ``checkpoint`` on the blend of the datasets in ``data``; write a checkpoint to ``out``.
 
@@ -45,7 +53,7 @@ def train(
     tokenizer = load_tokenizer(checkpoint / "tokenizer")
     loader = _loader(params, data, tokenizer, trainer.model.architecture, mesh)
     snapshots = Snapshots(
-        RESUME / f"{out.name}-{run_digest(params, checkpoint, data)}", trainer, loader, curves
+        RESUME / f"{out.name}-{run_digest(params, checkpoint, data)}", trainer, loader, curves, logs
     )
     online = _online(params, trainer, tokenizer)
     done = snapshots.restore()
@@ -70,15 +78,19 @@ def train(
             raise
         progress.set_postfix(loss=f"{result.loss:.3f}", refresh=False)
         if step % params.log_every == 0 or step == params.steps:
-            curves.add(
-                step, loss=result.loss, lr=result.learning_rate, grad_norm=result.gradient_norm
-            )
+            point = {
+                "loss": result.loss,
+                "lr": result.learning_rate,
+                "grad_norm": result.gradient_norm,
+            }
+            curves.add(step, **point)
+            logs.show(step, "training", point)
             seconds = time.monotonic() - started
-            curves.add_timing(step, **measurements(params, trainer, batch, seconds, waited))
+            logs.add_timing(step, **measurements(params, trainer, batch, seconds, waited))
         if online is not None and params.online is not None and step % params.online.every == 0:
             scores = online.scores()
             if mesh.is_main:
-                curves.add_scores(step, **scores)
+                logs.add_scores(step, **scores)
         if result.stop:
             snapshots.save(step, wait=True)
             raise UserError(f"stopped by SIGTERM after step {step}; run the stage again to go on")
@@ -87,6 +99,7 @@ def train(
     save_model(trainer.model, checkpoint, out, mesh, params.trainable)
     if mesh.is_main:
         curves.write()
+        logs.write()
     snapshots.remove()
 
 

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from nvlm.errors import UserError
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
+from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
 KEPT = 2  # the newest may be half-written when a machine dies
@@ -55,11 +56,12 @@ class Snapshots:
     """Saves and restores model, optimizer, loader and curves of one run."""
 
     def __init__(
-        self, directory: Path, trainer: Trainer, loader: Any | None, curves: Curves
+        self, directory: Path, trainer: Trainer, loader: Any | None, curves: Curves, logs: Logs
     ) -> None:
         """``loader``: Energon's savable loader on the ranks that read, None on the others; it is
         not yet iterated."""
-        self.directory, self.loader, self.curves = directory, loader, curves
+        self.directory, self.loader = directory, loader
+        self.curves, self.logs = curves, logs
         if loader is not None:
             loader.worker_init_fn = _deaf_to_others(loader.worker_init_fn)
         self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
@@ -119,7 +121,8 @@ class Snapshots:
             ) from None
         if self.loader is not None:
             self.loader.restore_state_rank(state[self._rank()]["loader"])
-        self.curves.restore(state["curves"])
+        self.curves.points = list(state["curves"])
+        self.logs.restore(state["logs"])
         return int(step)
 
     def remove(self) -> None:
@@ -142,7 +145,12 @@ class Snapshots:
                 own |= {f"{name}.{key}": _local(value) for key, value in moments.items()}
         if self.loader is not None:
             own["loader"] = self.loader.save_state_rank()
-        return {"step": step, "curves": self.curves.state(), self._rank(): own}
+        return {
+            "step": step,
+            "curves": list(self.curves.points),
+            "logs": self.logs.state(),
+            self._rank(): own,
+        }
 
     def _rank(self) -> str:
         return f"rank_{dist.get_rank():05d}"

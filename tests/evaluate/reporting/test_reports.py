@@ -91,9 +91,8 @@ def scored(directory: Path) -> tuple[Path, Path]:
         "by_category": {"x|y": {"score": 0.6, **numbers, "samples": 10, "unparsable": 1}},
     }
     for branch in ("34b", "72b"):
-        fixtures.write_json(directory / f"metrics/{branch}/sft/OCRBench.json", report)
-    fixtures.write_json(directory / "metrics/environment.json", {})
-    return directory / "metrics", directory / "checkpoints"
+        fixtures.write_json(directory / f"scores/{branch}/sft/OCRBench.json", report)
+    return directory / "scores", directory / "checkpoints"
 
 
 def tasks(ours: str) -> dict[str, TaskParams]:

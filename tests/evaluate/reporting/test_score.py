@@ -41,7 +41,8 @@ def run_score(
     lines = [json.dumps({"question_id": key, "answer": value}) for key, value in answers.items()]
     (directory / "answers.jsonl").write_text("\n".join(lines))
     arguments = ["--task", task, "--generated", "answers.jsonl", "--data", f"data/{task}"]
-    arguments += ["--metrics", f"metrics/72b/sft/{task}.json", "--gallery", f"plots/{task}.png"]
+    arguments += ["--metrics", f"metrics/{task}.json", "--gallery", f"plots/{task}.png"]
+    arguments += ["--details", f"reports/{task}.json"]
     # A torch that can't be imported: scoring must not need it.
     (directory / "torch.py").write_text("raise ImportError('scoring imports torch')")
     return subprocess.run(
@@ -55,7 +56,10 @@ def run_score(
 
 
 def scores_of(directory: Path, task: str) -> dict[str, Any]:
-    return json.loads((directory / f"metrics/72b/sft/{task}.json").read_text())
+    details = json.loads((directory / f"reports/{task}.json").read_text())
+    metrics = json.loads((directory / f"metrics/{task}.json").read_text())
+    assert metrics == {"score": details["score"]}  # a row a task of dvc metrics diff
+    return details
 
 
 def test_vqav2(tmp_path: Path):
@@ -126,7 +130,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path):
         written.append(
             [
                 (tmp_path / run / name).read_bytes()
-                for name in ("metrics/72b/sft/VQAv2.json", "plots/VQAv2.png")
+                for name in ("metrics/VQAv2.json", "reports/VQAv2.json", "plots/VQAv2.png")
             ]
         )
     assert written[0] == written[1]

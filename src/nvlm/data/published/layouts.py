@@ -1,7 +1,7 @@
 """Published layouts as configuration: which files, which rows, which field means what.
 
 A layout turns the files as their publisher ships them into records. There is one adapter for all
-of them; conf/data/layouts.yaml is the table of datasets. Paths of values: nvlm.data.published.select.
+of them; conf/data/layouts.yaml is the table of datasets. Paths of values: published.select.
 """
 
 from __future__ import annotations

@@ -45,14 +45,14 @@ class Scored:
 
 
 def results_page(
-    metrics: Path,
+    scores: Path,
     checkpoints: Path,
     tasks: Mapping[str, TaskParams],
     generate: GenerateParams,
     scale: str,
 ) -> str:
     """The page. Raises UserError if nothing was scored, or a scored task isn't in ``tasks``."""
-    scored = _scored(metrics, tasks)
+    scored = _scored(scores, tasks)
     branches = sorted({branch for each in scored for branch, _ in each.reports})
     lines = [
         "# Results",
@@ -75,16 +75,16 @@ def results_page(
     return "\n".join(lines) + "\n"
 
 
-def _scored(metrics: Path, tasks: Mapping[str, TaskParams]) -> list[Scored]:
+def _scored(scores: Path, tasks: Mapping[str, TaskParams]) -> list[Scored]:
     """The tasks that were scored, in the order of ``tasks``."""
     reports: dict[str, dict[tuple[str, str], Any]] = {}
     for model in (FINAL, BEFORE):
-        for path in sorted(metrics.glob(f"*/{model}/*.json")):
+        for path in sorted(scores.glob(f"*/{model}/*.json")):
             reports.setdefault(path.stem, {})[path.parent.parent.name, model] = read_json(path)
     if not reports:
-        raise UserError(f"{metrics} holds no scores: run dvc repro")
+        raise UserError(f"{scores} holds no scores: run dvc repro")
     if unknown := sorted(reports.keys() - tasks.keys()):
-        raise UserError(f"{metrics} has scores of {unknown[0]}, which is no task of eval.tasks")
+        raise UserError(f"{scores} has scores of {unknown[0]}, which is no task of eval.tasks")
     return [
         Scored(task=task, params=params, reports=reports[task])
         for task, params in tasks.items()

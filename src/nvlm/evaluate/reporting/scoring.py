@@ -46,7 +46,7 @@ def report(
     verdicts: Sequence[Verdict],
     blank: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What metrics/BRANCH/MODEL/TASK.json says.
+    """What reports/scores/BRANCH/MODEL/TASK.json says.
 
     Each score has ``low`` and ``high``, the ends of its 95 % interval (``bootstrap``).
     ``majority`` is the score of the best constant answer, ``majority_answer``, by the same rule;

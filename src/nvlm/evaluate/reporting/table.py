@@ -1,4 +1,4 @@
-"""The scores in metrics/ as a table: one line a branch and task."""
+"""The scores in reports/scores/ as a table: one line a branch and task."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ FINAL, BEFORE = "sft", "pretrained"  # directories of a branch
 HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable")
 
 
-def score_table(metrics: Path) -> str:
+def score_table(scores: Path) -> str:
     """``majority`` is the best constant answer; a model that was not scored shows as "-".
 
     Raises UserError if nothing was scored.
     """
     scored = {
         (path.parent.parent.name, path.stem): path
-        for path in sorted(metrics.glob(f"*/{FINAL}/*.json"))
+        for path in sorted(scores.glob(f"*/{FINAL}/*.json"))
     }
     if not scored:
-        raise UserError(f"{metrics} holds no scores: run dvc repro")
+        raise UserError(f"{scores} holds no scores: run dvc repro")
     rows: list[tuple[str, ...]] = [HEADINGS]
     for (branch, task), path in scored.items():
         final = read_json(path)
-        before_path = metrics / branch / BEFORE / path.name
+        before_path = scores / branch / BEFORE / path.name
         before = read_json(before_path) if before_path.is_file() else {}
-        scores = (final["majority"], before.get("score"), final["score"])
+        shown = (final["majority"], before.get("score"), final["score"])
         counts = (final["samples"], final["unparsable"])
-        rows.append((branch, task, *map(_score, scores), *map(str, counts)))
+        rows.append((branch, task, *map(_score, shown), *map(str, counts)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
