@@ -39,7 +39,8 @@ from nvlm.evaluate.question import Question, QuestionId
 from nvlm.launch.local import launch
 from nvlm.model.nvlm import NVLM, features_by_row
 from nvlm.model.tokens import load_tokenizer
-from nvlm.parallel.mesh import GridParams, Mesh, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import Mesh, parallel_mesh
 from nvlm.parallel.state import load_model
 from nvlm.params import load_params
 

@@ -30,7 +30,8 @@ from nvlm.data.loading.batch import Batch
 from nvlm.data.loading.loader import build_loader
 from nvlm.model.nvlm import NVLM
 from nvlm.model.tokens import load_tokenizer
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import load_params
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer

@@ -4,22 +4,25 @@ Run with: python src/generate.py --params eval.generate --task TextVQA \
     --checkpoint checkpoints/72b/sft --data data/eval/TextVQA \
     --out data/generated/72b/sft/TextVQA.jsonl
 
-A run that was stopped goes on where it was. With --server URL a server with OpenAI's interface
+A run that was stopped goes on where it was, and one whose answers are all there (answer_ahead) has
+nothing to start. With --server URL a server with OpenAI's interface
 answers, such as one that serves an export of the checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
-from nvlm.errors import UserError, run_command
-from nvlm.evaluate.answering.worker import answer_log, work
-from nvlm.evaluate.ground_truth.readers import read_questions
+from nvlm.checkpoint.format.manifest import MANIFEST
+from nvlm.errors import run_command
+from nvlm.evaluate.answering.worker import Asking, work
 from nvlm.evaluate.params import GenerateParams, RunParams, TaskParams
 from nvlm.launch.failure import told_once
-from nvlm.params import load_params
+from nvlm.launch.stage import LaunchParams, launch_stage
+from nvlm.parallel.grid import GridParams
+from nvlm.params import load_params, section_keys
 
 
 def main() -> None:
@@ -36,45 +39,49 @@ def main() -> None:
 
     params = load_params(arguments.params, GenerateParams)
     run = load_params("eval.run", RunParams)
-    task = load_params(f"eval.tasks.{arguments.task}", TaskParams)
-    questions = read_questions(arguments.data, task.ground_truth)
-    grid = read_manifest(arguments.checkpoint).grid
-    if grid.pipeline > 1:
-        raise UserError(
-            f"{arguments.checkpoint} has {grid.pipeline} pipeline stages, and generation wants 1: "
-            "run src/repartition.py --pipeline-parallel 1"
-        )
+    own = {"data": arguments.data, "out": arguments.out}
+    asking = replace(asked(arguments, arguments.task), **own)
+    questions = asking.questions()
+    log = asking.log(params, questions)
+    pending = log.pending(questions)
     if arguments.server:
         from nvlm.evaluate.answering.server import ask_server
 
-        log = answer_log(params, task, arguments, questions)
-        ask_server(
-            arguments.server,
-            log.pending(questions),
-            task.ask,
-            params.sampling,
-            run,
-            blank=arguments.blank,
-            write=log.append,
-        )
-        log.finish(arguments.out, questions)
-    else:
-        from nvlm.launch.stage import LaunchParams, launch_stage
-        from nvlm.parallel.mesh import GridParams
-
+        server, ask = arguments.server, asking.task.ask
+        blank, write = arguments.blank, log.append
+        ask_server(server, pending, ask, params.sampling, run, blank=blank, write=write)
+    elif pending:
+        tasks = section_keys("data.eval") if run.answer_ahead else []
+        others = [asked(arguments, task) for task in tasks if task != arguments.task]
+        tensor = asking.tensor_parallel()
         launch_stage(
             load_params("launch", LaunchParams),
             work,
-            grid.tensor,
-            GridParams(tensor=grid.tensor),
+            tensor,
+            GridParams(tensor=tensor),
             params,
             run,
-            task,
-            arguments,
+            asking,
+            [other for other in others if other.is_awaited()],
             name=f"generate_{arguments.task}",
             inputs=[arguments.checkpoint / MANIFEST, *sorted(arguments.data.glob("*.*"))],
             imports="nvlm.evaluate.answering.generation",
         )
+        return
+    log.write(arguments.out, questions)
+    log.forget()
+
+
+def asked(arguments: argparse.Namespace, task: str) -> Asking:
+    """``task``, whose files lie beside those of the task in ``arguments``."""
+    return Asking(
+        task=load_params(f"eval.tasks.{task}", TaskParams),
+        checkpoint=arguments.checkpoint,
+        data=arguments.data.parent / task,
+        out=arguments.out.with_name(f"{task}.jsonl"),
+        blank=arguments.blank,
+        server=arguments.server,
+    )
 
 
 if __name__ == "__main__":

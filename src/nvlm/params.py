@@ -31,6 +31,12 @@ def load_params(key: str, cls: type[Params], path: Path = Path("params.yaml")) -
     return parse_params(values, cls, key)
 
 
+def section_keys(key: str, path: Path = Path("params.yaml")) -> list[str]:
+    """The names in the mapping at dotted ``key`` of ``path``; none where it is not there."""
+    values = OmegaConf.select(OmegaConf.load(path), key)
+    return [str(name) for name in values] if isinstance(values, DictConfig) else []
+
+
 def parse_params(values: DictConfig | Mapping[str, Any], cls: type[Params], where: str) -> Params:
     """Check ``values`` against the dataclass ``cls``; ``where`` is named in errors.
 

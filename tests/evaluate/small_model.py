@@ -32,7 +32,8 @@ from nvlm.evaluate.params import (
 )
 from nvlm.evaluate.question import Question
 from nvlm.model.tokens import TEXT, load_tokenizer
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.state import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,14 @@ def run_generate(
 
 
 def run_params(batch_size: int) -> RunParams:
-    return RunParams(batch_size=batch_size, tile_chunk=3, concurrency=2, retries=2, timeout=30)
+    return RunParams(
+        batch_size=batch_size,
+        tile_chunk=3,
+        concurrency=2,
+        retries=2,
+        timeout=30,
+        answer_ahead=False,
+    )
 
 
 def texts(path: Path, questions: Sequence[Question]) -> list[str]:

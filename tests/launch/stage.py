@@ -16,7 +16,8 @@ import torch.distributed as dist
 from nvlm.errors import UserError, run_command
 from nvlm.launch.failure import told_once
 from nvlm.launch.stage import LaunchParams, launch_stage
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import load_params
 
 

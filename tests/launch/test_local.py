@@ -13,7 +13,8 @@ import torch.distributed as dist
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.launch.stage import LaunchParams, launch_stage
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 
 ROOT = Path(__file__).parents[2]
 

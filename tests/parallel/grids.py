@@ -16,7 +16,8 @@ from nvlm.data.loading.batch import Batch
 from nvlm.data.loading.params import LoaderParams
 from nvlm.model.nvlm import features_by_row
 from nvlm.model.tokens import IGNORED, TEXT
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.state import load_model, save_model
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer

@@ -16,7 +16,7 @@ from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from nvlm.checkpoint.format.files import read_part
 from nvlm.launch.local import launch
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 
 GRIDS = {
     "TP=2": GridParams(tensor=2),

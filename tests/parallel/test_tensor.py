@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.tensor import VocabularyParallel
 
 ROWS, WIDTH, RANKS = 12, 4, 2

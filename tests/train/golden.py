@@ -19,7 +19,8 @@ from nvlm.launch.local import launch
 from nvlm.model.language import Stage, build_decoder
 from nvlm.model.tokens import load_tokenizer
 from nvlm.model.vision import build_tower
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import load_params
 from nvlm.standin.language import LanguageStandin, learn_tokenizer, write_language
 from nvlm.standin.training import reproducible

@@ -12,7 +12,7 @@ from tests.parallel.grids import make_checkpoint, train_params
 
 import train
 from nvlm.errors import UserError
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 
 GRID = GridParams(tensor=2)
 

@@ -32,7 +32,8 @@ from nvlm.evaluate.question import Question
 from nvlm.launch.local import launch
 from nvlm.model.tokens import load_tokenizer
 from nvlm.parallel.generation import most_likely, observed
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.state import load_model
 from nvlm.train.curves import Curves
 from nvlm.train.loop import train

@@ -7,7 +7,7 @@ from tests.parallel.grids import train_params
 from torch import nn
 
 from nvlm.errors import UserError
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 from nvlm.params import parse_params
 from nvlm.train.optimizer import build_optimizer, learning_rate
 from nvlm.train.params import TrainParams

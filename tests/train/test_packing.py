@@ -15,8 +15,9 @@ from nvlm.data.loading.encoder import pack
 from nvlm.launch.local import launch
 from nvlm.model.prompts import Turn
 from nvlm.model.tokens import encode_conversation
+from nvlm.parallel.grid import GridParams
 from nvlm.parallel.loss import turn_weights
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.train.trainer import Trainer
 
 ALONE = GridParams(tensor=1)

@@ -23,7 +23,8 @@ from tests.parallel.grids import make_checkpoint, train_params
 
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.train.curves import Curves
 from nvlm.train.loop import RESUME, train
 from nvlm.train.online import OnlineParams

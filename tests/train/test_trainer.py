@@ -8,7 +8,8 @@ from tests.parallel.grids import make_batch, make_checkpoint, train_params
 
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.train.trainer import Trainer
 
 ALONE = GridParams(tensor=1)

@@ -98,6 +98,8 @@ class RunParams:
     concurrency: int  # requests at once, to a server
     retries: int  # of a request that failed
     timeout: float  # seconds for one request
+    # Who has opened a checkpoint for one task goes on to the others that lack its answers.
+    answer_ahead: bool
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "tile_chunk", "concurrency"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nvlm.data.loading.params import LoaderParams
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 from nvlm.train.online import OnlineParams
 
 TRAINABLE = ("vision_projection", "language_model")

@@ -1,6 +1,5 @@
 """Answers against a plain loop over one unpadded question at a time, without a cache."""
 
-import argparse
 import dataclasses
 import io
 from collections.abc import Callable
@@ -36,14 +35,14 @@ from nvlm.data.shards.images import storable
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.generation import batches_by_length, decode, stop_tokens
 from nvlm.evaluate.answering.prompter import Prompter, left_pad
-from nvlm.evaluate.answering.worker import work
+from nvlm.evaluate.answering.worker import Asking, work
 from nvlm.evaluate.params import (
     AskParams,
 )
 from nvlm.evaluate.question import Question
 from nvlm.model.tiling import Tiling, tile_image
 from nvlm.model.tokens import EncodedConversation
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 
 
 def test_answers_are_those_of_one_question_at_a_time_without_a_cache(
@@ -58,11 +57,9 @@ def test_answers_are_those_of_one_question_at_a_time_without_a_cache(
     questions = fixtures.read(data, "vqav2")
     for batch_size in (1, 2, 5):
         out = tmp_path / f"{batch_size}.jsonl"
-        arguments = argparse.Namespace(
-            checkpoint=checkpoint, data=data, out=out, blank=False, server=None
-        )
+        asking = Asking(task=TASK, checkpoint=checkpoint, data=data, out=out)
         grid, run = GridParams(tensor=1), run_params(batch_size)
-        work(grid, PARAMS, run, TASK, arguments)
+        work(grid, PARAMS, run, asking)
         assert texts(out, questions) == reference
 
 

@@ -1,6 +1,5 @@
 """A generation that is killed goes on where it was, and ends with the same bytes."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ from tests.evaluate.small_model import (
 from nvlm.evaluate.answering import generation
 from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.answering.resume import AnswerLog, depends_on
-from nvlm.evaluate.answering.worker import work
+from nvlm.evaluate.answering.worker import Asking, work
 from nvlm.evaluate.params import SamplingParams
 from nvlm.evaluate.question import Question
-from nvlm.parallel.mesh import GridParams
+from nvlm.parallel.grid import GridParams
 
 QUESTIONS = [
     Question(id=number, images=(Path("x.png"),), text="?", references=("a",)) for number in (1, 2)
@@ -48,13 +47,16 @@ def test_whole_lines_are_kept_and_half_a_line_is_asked_again(
         b'{"question_id": 2}\n[]\n',
     ):
         path.write_bytes(whole + half)
-        assert log.restore(QUESTIONS) == [answer(1, "ja \u2028 😀\nzwei")]
-        assert path.read_bytes() == whole  # so that the next line begins a line
+        assert log.answers(QUESTIONS) == [answer(1, "ja \u2028 😀\nzwei")]
         assert [question.id for question in log.pending(QUESTIONS)] == [2]
+        log.append([answer(2, "b")])  # on a line of its own
+        assert log.answers(QUESTIONS)[1] == answer(2, "b")
+        path.write_bytes(whole)
     # Another benchmark's questions are not mistaken for answered.
     assert log.pending(QUESTIONS[1:]) == QUESTIONS[1:]
     log.append([answer(1, "ja"), answer(2, "b"), answer(2, "c")])
-    log.finish(tmp_path / "out.jsonl", QUESTIONS)
+    log.write(tmp_path / "out.jsonl", QUESTIONS)
+    log.forget()
     assert Path("out.jsonl").read_text().splitlines()[-1].endswith('"answer": "b"}')
     assert not path.exists()
 
@@ -107,10 +109,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
             return real(model, prompter, questions, *rest)
 
         monkeypatch.setattr(generation, "answer_batch", counted)
-        arguments = argparse.Namespace(
-            checkpoint=checkpoint, data=Path("data"), out=Path(out), blank=False, server=None
-        )
-        work(GridParams(tensor=1), params, run_params(batch_size), TASK, arguments)
+        asking = Asking(task=TASK, checkpoint=checkpoint, data=Path("data"), out=Path(out))
+        work(GridParams(tensor=1), params, run_params(batch_size), asking)
         return Path(out).read_bytes()
 
     undisturbed = run("whole.jsonl", 5, most=5)

@@ -20,7 +20,7 @@ from nvlm.evaluate.params import AskParams, RunParams, SamplingParams
 from nvlm.evaluate.question import Question
 
 ASK = AskParams(system="Be brief.", prompt="{question}", max_new_tokens=7)
-RUN = RunParams(batch_size=1, tile_chunk=1, concurrency=3, retries=2, timeout=5)
+RUN = RunParams(batch_size=1, tile_chunk=1, concurrency=3, retries=2, timeout=5, answer_ahead=False)
 
 
 def questions(directory: Path, count: int) -> list[Question]:

@@ -31,7 +31,8 @@ from nvlm.evaluate.answering.shared_prefix import prompt_tree
 from nvlm.evaluate.params import AskParams
 from nvlm.evaluate.question import Question
 from nvlm.model.tokens import EncodedConversation, load_tokenizer
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.state import load_model
 
 # Of each question: its image, and what is asked. Two are the same, word for word.

@@ -19,7 +19,8 @@ from nvlm.launch.local import launch
 from nvlm.model.language import Stage, packed_mask
 from nvlm.model.nvlm import NVLM
 from nvlm.model.vision import Projector
-from nvlm.parallel.mesh import GridParams, parallel_mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.__main__ import main
 from nvlm.train.params import TrainParams

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nvlm.atomic import write_text
 from nvlm.checkpoint.format.manifest import MANIFEST
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.answers import Answer, line_of, parse_answer, write_answers
@@ -34,8 +33,8 @@ class AnswerLog:
         described = json.dumps(depends_on, sort_keys=True).encode()
         self._path = RESUME / f"{name}-{hashlib.sha256(described).hexdigest()[:16]}.jsonl"
 
-    def restore(self, questions: Sequence[Question]) -> list[Answer]:
-        """The answers to ``questions`` that an earlier run left; whatever it left half is dropped.
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """The answers to ``questions`` that an earlier run left, the first one to each.
 
         Only whole lines count: a kill, or a machine that stops, can cut the last one short.
         """
@@ -50,25 +49,31 @@ class AnswerLog:
                     continue
                 if answer.question_id in known:
                     kept.setdefault(answer.question_id, answer)
-            write_text(self._path, "".join(map(line_of, kept.values())))
         return list(kept.values())
 
     def pending(self, questions: Sequence[Question]) -> list[Question]:
         """The ``questions`` that are still to be asked."""
-        answered = {answer.question_id for answer in self.restore(questions)}
+        answered = {answer.question_id for answer in self.answers(questions)}
         return [question for question in questions if question.id not in answered]
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Write ``answers`` and wait until they are on disk."""
+        """Write ``answers`` and wait until they are on disk; half a line is ended first."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(map(line_of, answers))
+        with self._path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+            file.write("".join(map(line_of, answers)).encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self, out: Path, questions: Sequence[Question]) -> None:
-        """Write the answers to ``questions``, all of which are in, to ``out``; forget the run."""
-        write_answers(out, questions, self.restore(questions))
+    def write(self, out: Path, questions: Sequence[Question]) -> None:
+        """Write the answers to ``questions``, all of which are in, to ``out``."""
+        write_answers(out, questions, self.answers(questions))
+
+    def forget(self) -> None:
+        """Forget the run, which has succeeded."""
         self._path.unlink(missing_ok=True)
 
 

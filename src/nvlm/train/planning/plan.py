@@ -22,7 +22,8 @@ from nvlm.errors import UserError
 from nvlm.model.language import Stage
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.data import apply_data_parallel
-from nvlm.parallel.mesh import GridParams, Mesh
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
 from nvlm.train.params import TrainParams
