@@ -7,6 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup repro scores test check format clean lock
+.PHONY: tower-and-datasets decoders-and-questions inspect-34b inspect-72b
 
 setup: .venv/installed
 
@@ -16,9 +17,22 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# dvc runs stage after stage; two of it use both cores where stages take one.
 repro: setup
+	dvc repro environment
+	@$(MAKE) --no-print-directory --jobs 2 tower-and-datasets decoders-and-questions
+	@$(MAKE) --no-print-directory --jobs 2 inspect-34b inspect-72b
 	dvc repro
 	@$(MAKE) --no-print-directory scores
+
+tower-and-datasets:
+	dvc --wait-for-lock repro convert_vision prepare_pretrain prepare_sft
+decoders-and-questions:
+	dvc --wait-for-lock repro convert_lm_34b convert_lm_72b prepare_eval
+inspect-34b:
+	dvc --wait-for-lock repro inspect_pretrain_34b inspect_sft_34b
+inspect-72b:
+	dvc --wait-for-lock repro inspect_pretrain_72b inspect_sft_72b verify_72b
 
 scores: setup
 	@python src/score_table.py
