@@ -68,3 +68,24 @@ def test_a_missing_section_or_file(tmp_path):
     (tmp_path / "params.yaml").write_text("a: 1\n")
     with pytest.raises(UserError, match="no section 'train'"):
         load_params("train", Inner, tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1,\nb: {", r"is no YAML \(line 2: .*\): run python src/compose_params"),
+        (
+            "a: 1\n<<<<<<< HEAD\nb: 2\n=======\nb: 3\n>>>>>>> other\n",
+            "git's conflict markers: run",
+        ),
+        ("", r"has no section 'a'"),
+        ("- 1\n", "holds no parameters"),
+        ("a: \udcff", "is no YAML"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_sentence(text, message, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message) as told:
+        load_params("a", Inner, path)
+    assert "\n" not in str(told.value)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from nvlm.errors import UserError
 
@@ -20,12 +21,9 @@ Params = TypeVar("Params")
 def load_params(key: str, cls: type[Params], path: Path = Path("params.yaml")) -> Params:
     """Read the mapping at dotted ``key`` of ``path`` into the dataclass ``cls``.
 
-    OmegaConf rather than PyYAML reads the file: DVC can write ``3e-05``, which PyYAML takes for a
-    string. Raises UserError naming the key, the value and what would be right.
+    Raises UserError naming the key, the value and what would be right.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run python src/compose_params.py")
-    values = OmegaConf.select(OmegaConf.load(path), key)
+    values = OmegaConf.select(_read(path), key)
     if not isinstance(values, DictConfig):
         raise UserError(f"{path} has no section {key!r}: see the groups in conf/")
     return parse_params(values, cls, key)
@@ -33,8 +31,31 @@ def load_params(key: str, cls: type[Params], path: Path = Path("params.yaml")) -
 
 def section_keys(key: str, path: Path = Path("params.yaml")) -> list[str]:
     """The names in the mapping at dotted ``key`` of ``path``; none where it is not there."""
-    values = OmegaConf.select(OmegaConf.load(path), key)
+    values = OmegaConf.select(_read(path), key)
     return [str(name) for name in values] if isinstance(values, DictConfig) else []
+
+
+def _read(path: Path) -> DictConfig:
+    """The parameters in ``path``, or a UserError.
+
+    OmegaConf rather than PyYAML reads the file: DVC can write ``3e-05``, which PyYAML takes for a
+    string.
+    """
+    anew = "run python src/compose_params.py"
+    try:
+        values = OmegaConf.create(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {anew}") from None
+    except (YAMLError, ValueError) as error:
+        if b"\n<<<<<<< " in b"\n" + path.read_bytes():
+            raise UserError(f"{path} holds git's conflict markers: {anew}") from None
+        where = ""
+        if isinstance(error, MarkedYAMLError) and error.problem_mark:
+            where = f" (line {error.problem_mark.line + 1}: {error.problem})"
+        raise UserError(f"{path} is no YAML{where}: {anew}") from None
+    if not isinstance(values, DictConfig):
+        raise UserError(f"{path} holds no parameters: {anew}")
+    return values
 
 
 def parse_params(values: DictConfig | Mapping[str, Any], cls: type[Params], where: str) -> Params:

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.evaluate.loopback import completion, server
 
 from nvlm.errors import UserError
-from nvlm.evaluate import server as backend
+from nvlm.evaluate.answering import server as backend
 from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.params import AskParams, RunParams, SamplingParams
 from nvlm.evaluate.question import Question

@@ -22,6 +22,9 @@ from nvlm.checkpoint.huggingface.tokenizer import export_tokenizer
 from nvlm.checkpoint.huggingface.weights import INDEX
 from nvlm.errors import UserError
 
+# Goes along as it is, so that transformers can run the export.
+REMOTE_CODE = Path(__file__).with_name("remote_code")
+
 
 @dataclass(kw_only=True)
 class _Shard:
@@ -105,9 +108,7 @@ def _write_shard(path: Path, source: Path, manifest: Manifest, shard: _Shard) ->
 
 
 def _write_description(source: Path, directory: Path, manifest: Manifest) -> None:
-    """Everything that is not weights. (The model code is what imports transformers.)"""
-    from nvlm.checkpoint.huggingface.remote_code import configuration_nvlm_d, modeling_nvlm_d
-
+    """Everything that is not weights."""
     tower = manifest.architecture.vision
     assert tower is not None
     names = [
@@ -121,6 +122,5 @@ def _write_description(source: Path, directory: Path, manifest: Manifest) -> Non
     )
     write_json(directory / "config.json", config)
     write_json(directory / "preprocessor_config.json", preprocessor(tower.image_size))
-    for module in (configuration_nvlm_d, modeling_nvlm_d):
-        path = Path(str(module.__file__))
+    for path in sorted(REMOTE_CODE.glob("*_nvlm_d.py")):
         write_bytes(directory / path.name, path.read_bytes())

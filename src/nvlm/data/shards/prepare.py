@@ -228,7 +228,7 @@ def _inputs_digest(params: DatasetParams) -> str:
     """A digest of what the shards depend on: parameters, code, and the annotation files' state."""
     values = {name: value for name, value in asdict(params).items() if name != "workers"}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):  # of nvlm.data
         digest.update(path.read_bytes())
     for path in annotation_paths(params):
         try:
