@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup repro scores test check format clean lock
-.PHONY: tower-and-datasets decoders-and-questions inspect-34b inspect-72b
+.PHONY: tower-and-questions decoders-and-datasets inspect-34b inspect-72b
 
 setup: .venv/installed
 
@@ -17,22 +17,27 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# dvc runs stage after stage; two of it use both cores where stages take one.
+# dvc runs stage after stage. Where stages take one core, two of it share them out: each names its
+# stages (--single-item), since two may not visit the same one.
+TWICE := @$(MAKE) --no-print-directory --jobs 2
+ALONE := dvc --wait-for-lock repro --single-item
+
 repro: setup
 	dvc repro environment
-	@$(MAKE) --no-print-directory --jobs 2 tower-and-datasets decoders-and-questions
-	@$(MAKE) --no-print-directory --jobs 2 inspect-34b inspect-72b
+	$(TWICE) tower-and-questions decoders-and-datasets
+	dvc repro combine_34b combine_72b
+	$(TWICE) inspect-34b inspect-72b
 	dvc repro
 	@$(MAKE) --no-print-directory scores
 
-tower-and-datasets:
-	dvc --wait-for-lock repro convert_vision prepare_pretrain prepare_sft
-decoders-and-questions:
-	dvc --wait-for-lock repro convert_lm_34b convert_lm_72b prepare_eval
+tower-and-questions:
+	$(ALONE) standin_vision prepare_eval prepare_pretrain
+decoders-and-datasets:
+	$(ALONE) standin_lm_34b standin_lm_72b prepare_sft
 inspect-34b:
-	dvc --wait-for-lock repro inspect_pretrain_34b inspect_sft_34b
+	$(ALONE) inspect_pretrain_34b inspect_sft_34b
 inspect-72b:
-	dvc --wait-for-lock repro inspect_pretrain_72b inspect_sft_72b verify_72b
+	$(ALONE) inspect_pretrain_72b inspect_sft_72b verify_72b
 
 scores: setup
 	@python src/score_table.py
