@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.evaluate.reference.captions import captions
+from tests.evaluate.metrics.reference.captions import captions
 
 from nvlm.evaluate.metrics import bleu, cider
 from nvlm.evaluate.question import Question

@@ -4,7 +4,7 @@ Needs pycocoevalcap 1.2 (104 MB with its Java programs) and a Java runtime, neit
 project wants; they were OpenJDK 17.0.15 and Python 3.11. From the project's root:
 
     python3 -m venv /tmp/coco && /tmp/coco/bin/pip install pycocoevalcap==1.2
-    /tmp/coco/bin/python -m tests.evaluate.reference.make_caption_scores
+    /tmp/coco/bin/python -m tests.evaluate.metrics.reference.make_caption_scores
 
 As in the recipe (Megatron-LM's evaluate_coco.py), an answer loses its trailing periods and its
 capitals before it is tokenised.
@@ -16,7 +16,7 @@ from pathlib import Path
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-from tests.evaluate.reference.captions import captions
+from tests.evaluate.metrics.reference.captions import captions
 
 
 def main() -> None:
