@@ -13,7 +13,7 @@ from tests.evaluate import fixtures
 from nvlm.errors import UserError
 from nvlm.evaluate.__main__ import answer_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARAMS = """
 eval:
   tasks:

@@ -14,7 +14,7 @@ from tests.evaluate import fixtures
 
 from nvlm.evaluate.reporting.table import score_table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARAMS = """
 eval:
   tasks:
