@@ -31,7 +31,7 @@ from nvlm.errors import UserError, run_command
 from nvlm.model.flops import peak_flops
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import parse_params
-from nvlm.train.params import ATTENTION, TrainParams
+from nvlm.train.params import TrainParams
 
 GIB = 2**30
 # What a matrix product is called: CUDA's kernels (cuBLAS's nvjet among them; attention's fused
@@ -90,13 +90,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8, help="a step, one at a time (%(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="in a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
-    parser.add_argument(
-        "--attention", choices=ATTENTION, default="sdpa", help="of the engine (%(default)s)"
-    )
     parser.add_argument("--compile", action="store_true", help="the engine's decoder layers")
-    parser.add_argument(
-        "--activation-checkpointing", action="store_true", help="in both, to fit more layers"
-    )
+    parser.add_argument("--recompute", action="store_true", help="in both, to fit more layers")
     parser.add_argument("--toy", action="store_true", help="toy width; always so without CUDA")
     return parser.parse_args()
 
@@ -108,9 +103,8 @@ def true_scale(arguments: argparse.Namespace) -> tuple[TrainParams, Architecture
         parse_params({**content, "grid": {"tensor": 1}}, TrainParams, "train.sft_72b"),
         global_batch=arguments.rows,
         micro_batch=1,
-        attention=arguments.attention,
         compile=arguments.compile,
-        activation_checkpointing=arguments.activation_checkpointing,
+        recompute_every=int(arguments.recompute),
     )
     architecture = Architecture(
         vision=replace(INTERNVIT_6B, layers=arguments.tower_layers),

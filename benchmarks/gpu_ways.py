@@ -44,8 +44,7 @@ class Setting:
             step_flops(
                 self.architecture,
                 trainable=self.params.trainable,
-                rows=1,
-                sequence_length=len(sample),
+                lengths=[len(sample)],
                 tiles=len(sample.tiles),
                 answers=int((sample.conversation.labels != IGNORED).sum()),
             )
@@ -112,7 +111,7 @@ def plain(setting: Setting) -> Step:
     """A transformers loop: the samples of a row at once, padded; accumulation, clipping, AdamW."""
     torch.use_deterministic_algorithms(False)
     model, params, device = random_model(setting), setting.params, setting.mesh.device
-    if params.activation_checkpointing:
+    if params.recompute_every:
         model.language_model.gradient_checkpointing_enable()
     model.language_model.train()
     optimizer = build_optimizer(model, params)

@@ -12,6 +12,7 @@ from pathlib import Path
 from nvlm.atomic import write_text
 from nvlm.environment import EnvironmentParams, requirements
 from nvlm.errors import UserError, run_command
+from nvlm.launch.stage import LaunchParams
 from nvlm.params import load_params
 
 
@@ -25,11 +26,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     params = load_params("environment", EnvironmentParams)
-    compared = list(requirements(params))
+    elsewhere = load_params("launch", LaunchParams).kind != "local"
+    compared = list(requirements(params, elsewhere=elsewhere))
     print(f"{'':24}{'needed':>12}{'here':>16}")
     for row in compared:
         print(f"{row.what:24}{row.needed:>12}{row.here:>16}{'' if row.met else '  lacking'}")
-    lacking = [f"{row.what} {row.needed} (here {row.here})" for row in compared if not row.met]
+    lacking = [row.sentence for row in compared if not row.met]
     if lacking:
         raise UserError(
             f"scale={params.scale} needs {', '.join(lacking)}: use a larger machine, or scale=smoke"

@@ -66,6 +66,7 @@ def main() -> None:
             name=f"generate_{arguments.task}",
             inputs=[arguments.checkpoint / MANIFEST, *sorted(arguments.data.glob("*.*"))],
             imports="nvlm.evaluate.answering.generation",
+            progress=lambda: -len(log.pending(questions)),
         )
         return
     log.write(arguments.out, questions)

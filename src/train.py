@@ -7,6 +7,7 @@ Run with: python src/train.py --params train.pretrain_34b --checkpoint checkpoin
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from nvlm.checkpoint.format.manifest import MANIFEST
@@ -19,6 +20,7 @@ from nvlm.params import load_params
 from nvlm.train.checks import check_run
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
+from nvlm.train.runs import find_snapshots, identify, steps_in, unlike
 from nvlm.train.telemetry.logs import Logs
 
 
@@ -35,6 +37,10 @@ def main() -> None:
     params = load_params(arguments.params, TrainParams)
     check_run(params, arguments.checkpoint)
     check_blend(arguments.data, params.data)
+    run = identify(params, arguments.checkpoint, arguments.data, arguments.out)
+    find_snapshots(run)
+    for note in unlike(run):
+        print(f"note: {note}", file=sys.stderr)
     launch_stage(
         load_params("launch", LaunchParams),
         work,
@@ -47,6 +53,7 @@ def main() -> None:
             *(arguments.data / name / ".nv-meta/index.uuid" for name in params.data.blend),
         ],
         imports="nvlm.train.loop",
+        progress=lambda: max(steps_in(run.directory), default=0),
     )
 
 

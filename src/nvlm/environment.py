@@ -39,9 +39,18 @@ class Requirement:
     here: str
     met: bool
 
+    @property
+    def sentence(self) -> str:
+        """What is needed, and what is here."""
+        return f"{self.what} {self.needed} (here {self.here})"
 
-def requirements(params: EnvironmentParams) -> Iterator[Requirement]:
-    """Compare everything that ``params`` asks for with this machine."""
+
+def requirements(params: EnvironmentParams, *, elsewhere: bool) -> Iterator[Requirement]:
+    """Compare what ``params`` ask for with this machine.
+
+    ``elsewhere``: where ranks run in jobs on other machines, this one needs no GPUs, and what the
+    others have is asked when a job starts there.
+    """
     python = ".".join(map(str, sys.version_info[:3]))
     yield _at_least_version("python", params.python, python)
     for package, needed in params.packages.items():
@@ -49,9 +58,15 @@ def requirements(params: EnvironmentParams) -> Iterator[Requirement]:
             yield _at_least_version(package, needed, version(package))
         except PackageNotFoundError:
             yield Requirement(what=package, needed=needed, here="not installed", met=False)
+    yield _at_least("free disk (GiB)", params.disk_gib, shutil.disk_usage(Path.cwd()).free / GIB)
+    if not elsewhere:
+        yield from of_machine(params)
+
+
+def of_machine(params: EnvironmentParams) -> Iterator[Requirement]:
+    """Cores, memory and GPUs."""
     yield _at_least("CPU cores", params.cores, os.cpu_count() or 1)
     yield _at_least("memory (GiB)", params.memory_gib, psutil.virtual_memory().total / GIB)
-    yield _at_least("free disk (GiB)", params.disk_gib, shutil.disk_usage(Path.cwd()).free / GIB)
     if params.accelerators:
         import torch  # takes seconds to import, and only a GPU needs it
 

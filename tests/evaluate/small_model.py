@@ -101,11 +101,13 @@ def make_questions(directory: Path) -> Path:
 def write_params(directory: Path, batch_size: int) -> None:
     (directory / "params.yaml").write_text(
         f"""
-launch: {{kind: local}}
+launch: {{kind: local, device: cpu, stop_seconds: 7}}
 eval:
   generate:
     {{max_tiles: 6, thumbnail: true, tile_tags: true, dtype: float32}}
-  run: {{batch_size: {batch_size}, tile_chunk: 3, concurrency: 2, retries: 2, timeout: 30}}
+  run:
+    {{batch_size: {batch_size}, tile_chunk: 3, concurrency: 2, retries: 2, timeout: 30,
+      answer_ahead: false}}
   tasks:
     VQAv2:
       ground_truth: {{reader: vqav2}}

@@ -26,7 +26,15 @@ def main() -> None:
     params = load_params("launch", LaunchParams)
     inputs = [Path("input")]
     launch_stage(
-        params, work, 2, Path(out), how, name="stage", inputs=inputs, imports="nvlm.parallel.mesh"
+        params,
+        work,
+        2,
+        Path(out),
+        how,
+        name="stage",
+        inputs=inputs,
+        imports="nvlm.parallel.mesh",
+        progress=lambda: 0,
     )
 
 

@@ -73,14 +73,16 @@ def test_a_rank_without_a_torchrun(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"LOCAL_RANK is not: start under torchrun.* unset RANK"):
-        params = LaunchParams(kind="local", device="cpu")
-        launch_stage(params, crash, 1, name="stage", inputs=[], imports="nvlm.parallel.mesh")
+        params = LaunchParams(kind="local", device="cpu", stop_seconds=7)
+        launch_stage(
+            params, crash, 1, name="stage", inputs=[], imports="nvlm.parallel.mesh", progress=int
+        )
 
 
 @pytest.fixture
 def torchrun(tmp_path):
     """Runs tests/launch/stage.py under two torchruns of one rank each, as on two machines."""
-    (tmp_path / "params.yaml").write_text("launch: {kind: local, device: cpu}")
+    (tmp_path / "params.yaml").write_text("launch: {kind: local, device: cpu, stop_seconds: 7}")
     (tmp_path / "input").touch()
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -29,6 +29,7 @@ PARAMS = SlurmParams(
     partition="gpu",
     account=None,
     time="2-00:00:00",
+    resubmit=0,
     ranks_per_node=8,
     gpus=True,
     cpus_per_rank=4,
@@ -76,10 +77,18 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path / "jobs"
 
 
-def start(shell: str, *, name: str = "stage", digest: str = "0123", **changed: object) -> None:
+def start(
+    shell: str,
+    *,
+    name: str = "stage",
+    digest: str = "0123",
+    progress: Callable[[], int] = int,
+    **changed: object,
+) -> None:
     """A job whose batch script does ``shell`` before its ranks, of which there are none."""
     params = replace(PARAMS, setup=[shell, "exit"], **changed)
-    run_job(params, ["stage.py", name], processes=1, name=name, digest=digest)
+    options = {"processes": 1, "stop_seconds": 9, "progress": progress}
+    run_job(params, ["stage.py", name], name=name, digest=digest, **options)
 
 
 def submitted(slurm: Path) -> list[Path]:
@@ -123,6 +132,7 @@ def test_the_script_of_a_grid_of_four_nodes():
         name="sft_72b",
         log="logs/launch/sft_72b-%j.log",
         environment={"NVLM_RUN": "0123"},
+        stop_seconds=120,
     )
     assert text == SCRIPT
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -148,7 +158,7 @@ def test_conf_holds_both_ways(tmp_path):
     for kind in ("local", "slurm"):
         (tmp_path / kind).write_text(composed([f"launch={kind}"]))
         assert load_params("launch", LaunchParams, tmp_path / kind).kind == kind
-    (tmp_path / "wrong").write_text("launch: {kind: cloud, device: cpu}")
+    (tmp_path / "wrong").write_text("launch: {kind: cloud, device: cpu, stop_seconds: 7}")
     with pytest.raises(UserError, match=r"launch\.kind: 'cloud'"):
         load_params("launch", LaunchParams, tmp_path / "wrong")
 
@@ -319,7 +329,8 @@ def stage(slurm):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     params = replace(PARAMS, ranks_per_node=1, gpus=False, srun=[], setup=[], port=port)
-    section = {"launch": {"kind": "slurm", "slurm": asdict(params)}}
+    launch = {"kind": "slurm", "device": "cpu", "stop_seconds": 9, "slurm": asdict(params)}
+    section = {"launch": launch}
     Path("params.yaml").write_text(yaml.safe_dump(section))
     Path("input").write_text("1")
 

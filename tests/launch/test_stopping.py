@@ -96,7 +96,7 @@ def test_a_run_lives_as_long_as_dvc_and_no_shorter(shell, start, tmp_path):
 
 
 def test_ranks_end_with_a_torchrun_that_is_killed(start, tmp_path):
-    (tmp_path / "params.yaml").write_text("launch: {kind: local}")
+    (tmp_path / "params.yaml").write_text("launch: {kind: local, device: cpu, stop_seconds: 7}")
     torchrun, ranks, launcher = start(
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         *(str(ROOT / "tests/launch/stage.py"), str(tmp_path), "sleep"),

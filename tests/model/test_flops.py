@@ -76,8 +76,7 @@ def test_a_steps_flops_are_those_that_pytorch_counts(trainable, architecture):
     flops = step_flops(
         architecture,
         trainable=trainable,
-        rows=ROWS,
-        sequence_length=LENGTH,
+        lengths=[LENGTH] * ROWS,
         tiles=TILES,
         answers=ANSWERS,
     )
@@ -97,7 +96,7 @@ def test_a_step_by_hand(architecture):
     head = 2 * 32 * 101
     projector = VISUAL_TOKENS * 2 * (96 * 48 + 48 * 32)
     tower = 17 * 2 * (4 * 24 * 24 + 2 * 24 * 40) + 17 * 17 * 4 * 24 + 16 * 2 * (3 * 36) * 24
-    step = {"rows": 1, "sequence_length": 2, "tiles": 1, "answers": 1}
+    step = {"lengths": [2], "tiles": 1, "answers": 1}
     trained = 3 * (2 * weights + pairs + head + projector) + tower
     assert step_flops(small, trainable=BOTH, **step) == trained
     frozen = 2 * (2 * weights + head) + 3 * (pairs + projector) + tower

@@ -8,7 +8,8 @@ from nvlm.checkpoint.format.architecture import (
     LanguageArchitecture,
     VisionArchitecture,
 )
-from nvlm.model.language import Stage, packed_mask
+from nvlm.model.attention import packed_mask
+from nvlm.model.language import Stage
 from nvlm.model.nvlm import NVLM, features_by_row
 
 VISION = VisionArchitecture(
@@ -45,7 +46,7 @@ def model(request) -> NVLM:
 
 
 def test_the_mask_is_causal_within_a_segment_and_closed_between(model):
-    mask = packed_mask(torch.tensor([[1, 1, 2, 0]]), model.language_model, torch.float32)
+    mask = packed_mask(torch.tensor([[1, 1, 2, 0]]), torch.float32)
     assert mask is not None
     expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     assert torch.equal(mask[0, 0].exp(), expected.float())

@@ -71,10 +71,12 @@ def make_batch(rows: int, seed: int) -> Batch:
         input_ids=randint(VOCABULARY, rows, LENGTH).where(visual_index == TEXT, 0),
         position_ids=position_ids.expand(rows, -1).contiguous(),
         segment_ids=segment_ids,
+        segment_lengths=torch.tensor([[14, 7, 3]] * rows),
         labels=labels,
         visual_index=visual_index,
         tiles=randint(256, int(tiles_per_row.sum()), 3, 24, 24).to(torch.uint8),
         tiles_per_row=tiles_per_row,
+        lengths=[21] * rows,
         keys=[[f"{row}.first", f"{row}.second"] for row in range(rows)],
     )
 
@@ -85,10 +87,14 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     rows = slice(rank * size, (rank + 1) * size)
     first = int(batch.tiles_per_row[: rank * size].sum())
     tiles = int(batch.tiles_per_row[rows].sum())
-    names = ("input_ids", "position_ids", "segment_ids", "labels", "visual_index", "tiles_per_row")
+    names = (
+        *("input_ids", "position_ids", "segment_ids", "segment_lengths", "labels"),
+        *("visual_index", "tiles_per_row"),
+    )
     return Batch(
         **{name: getattr(batch, name)[rows] for name in names},
         tiles=batch.tiles[first : first + tiles],
+        lengths=batch.lengths[rows],
         keys=batch.keys[rows],
     )
 
@@ -125,13 +131,15 @@ def train_params(grid: GridParams, trainable: list[str], steps: int) -> TrainPar
         attention_dropout=0.0,
         hidden_dropout=0.0,
         dtype="float32",
-        attention="sdpa",
-        activation_checkpointing=False,
+        deterministic=True,
+        recompute_every=0,
+        keep_gathered=False,
         compile=False,
         seed=1,
         log_every=1,
         tensorboard=False,
         snapshot_every=100,
+        snapshots_kept=2,
     )
 
 

@@ -15,6 +15,7 @@ from nvlm.errors import UserError
 from nvlm.parallel.grid import GridParams
 
 GRID = GridParams(tensor=2)
+LAUNCH = {"kind": "local", "device": "cpu", "stop_seconds": 7}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def start(checkpoint, tmp_path, monkeypatch):
         base = train_params(GRID, ["vision_projection", "language_model"], 10)
         loader = {"sequence_length": 100, **data}
         content = asdict(base) | {"grid": asdict(grid), "data": asdict(base.data) | loader}
-        params = {"train": content, "launch": {"kind": "local"}}
+        params = {"train": content, "launch": LAUNCH}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         started.clear()
         try:

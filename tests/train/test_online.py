@@ -84,7 +84,7 @@ def write_found(root: Path, grid: GridParams) -> None:
     os.chdir(root)
     with parallel_mesh(grid) as mesh:
         params = train_params(grid, BOTH, 20)
-        params = replace(params, hidden_dropout=0.5, activation_checkpointing=True)
+        params = replace(params, hidden_dropout=0.5, recompute_every=1)
         trainer = Trainer(params, root / "start", mesh)
         model = trainer.model
         before = [model.training for model in model.modules()]
@@ -145,7 +145,7 @@ def run_both(root: Path, data: Path, grid: GridParams) -> None:
         data=stream,
         global_batch=4,
         hidden_dropout=0.1,
-        activation_checkpointing=True,
+        recompute_every=1,
         snapshot_every=2,
     )
     os.chdir(root)

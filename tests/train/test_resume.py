@@ -26,10 +26,10 @@ from nvlm.launch.local import launch
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.train.curves import Curves
-from nvlm.train.loop import RESUME, train
+from nvlm.train.loop import train
 from nvlm.train.online import OnlineParams
 from nvlm.train.params import TrainParams
-from nvlm.train.snapshots import run_digest
+from nvlm.train.runs import RESUME, identify
 from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
@@ -111,8 +111,8 @@ def content(directory: Path) -> dict[str, bytes]:
 
 def snapshots_of(directory: Path, data: Path) -> Path:
     """Where a run in ``directory`` keeps its snapshots."""
-    digest = run_digest(params_of(GRID), directory / "combined", data)
-    return directory / RESUME / f"out-{digest}"
+    out = directory / "out"
+    return directory / identify(params_of(GRID), directory / "combined", data, out).directory
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +159,16 @@ def test_a_run_that_is_killed_at_every_start(make, datasets, uninterrupted):
 def test_snapshots_are_of_what_determines_a_run_and_not_of_who_watches_it(make, datasets):
     checkpoint = make() / "combined"
     params = params_of(GRID)
-    digest = run_digest(params, checkpoint, datasets)
+
+    def kept_in(**changes):
+        changed = replace(params, **changes)
+        return identify(changed, checkpoint, datasets, Path("34b/sft")).directory
+
     online = OnlineParams(every=1, tasks=["VQAv2"], questions=1, batch_size=1)
-    watched = replace(params, online=online, tensorboard=True)
-    assert run_digest(watched, checkpoint, datasets) == digest
-    assert run_digest(replace(params, seed=2), checkpoint, datasets) != digest
+    watching = {"online": online, "tensorboard": True, "log_every": 7, "snapshot_every": 5}
+    assert kept_in(**watching, snapshots_kept=3, resume="reshard") == kept_in()
+    assert kept_in(seed=2) != kept_in()
+    assert kept_in(data=replace(params.data, workers=1)) != kept_in()
 
 
 @pytest.mark.parametrize("workers", [False, True])
@@ -216,7 +221,7 @@ def test_half_written_snapshots_are_neither_loaded_nor_kept(make, datasets):
         (snapshots / f"step-{step:08d}" / "__0_0.distcp").write_text("half")
     with pytest.raises(UserError, match="ended with exit code"):
         launch(run, 2, directory, datasets, Strike(rank=0, step=11, after=0))
-    left = sorted(path.name for path in snapshots.iterdir())
+    left = sorted(path.name for path in snapshots.glob("step-*"))
     assert left[0] in ("step-00000003", "step-00000006") and left[-1] == "step-00000011"
 
 

@@ -42,7 +42,7 @@ def losses_of(checkpoint, mesh, steps=3, **changes):
 
 def test_activation_checkpointing_and_micro_batches_change_nothing(checkpoint, mesh):
     plain = losses_of(checkpoint, mesh)
-    assert losses_of(checkpoint, mesh, activation_checkpointing=True) == plain
+    assert losses_of(checkpoint, mesh, recompute_every=1) == plain
     assert losses_of(checkpoint, mesh, micro_batch=4) == pytest.approx(plain, abs=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_dropout_changes_the_steps_and_is_the_same_at_every_run(dropout, checkpo
     once, again = (losses_of(checkpoint, mesh, **{dropout: 0.2}) for _ in range(2))
     assert once == again
     assert once != pytest.approx(losses_of(checkpoint, mesh), abs=1e-3)
-    recomputed = losses_of(checkpoint, mesh, **{dropout: 0.2}, activation_checkpointing=True)
+    recomputed = losses_of(checkpoint, mesh, **{dropout: 0.2}, recompute_every=1)
     assert recomputed == once
 
 

@@ -27,7 +27,7 @@ from nvlm.launch.orphan import Ancestors
 
 # More processes than this a core would only wait for one another.
 CPU_PROCESSES_PER_CORE = 4
-# What an orphaned rank gets to finish its step and save its state.
+# What ranks get to stop, where nobody says otherwise.
 SECONDS_TO_STOP = 7
 # What stops a run. What is ignored when it starts (nohup ignores SIGHUP) stays so.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -36,11 +36,16 @@ RANKS_IMPORT = "nvlm.parallel.state"
 
 
 def launch(
-    worker: Callable[..., None], processes: int, *args: Any, imports: str = RANKS_IMPORT
+    worker: Callable[..., None],
+    processes: int,
+    *args: Any,
+    imports: str = RANKS_IMPORT,
+    stop_seconds: int = SECONDS_TO_STOP,
 ) -> None:
     """Run ``worker(*args)`` in ``processes`` processes here with torchrun's environment set.
 
-    ``worker`` must be importable by name; ``imports``: the module with all that it imports.
+    ``worker`` must be importable by name; ``imports``: the module with all that it imports;
+    ``stop_seconds``: what ranks that are told to stop get to finish a step and save their state.
     Raises UserError if the machine is too small, or with the message of a worker's UserError.
     """
     check_machine(processes)
@@ -57,11 +62,12 @@ def launch(
         local_addr="localhost",
         max_restarts=0,
         start_method=_start_method(imports),
+        shutdown_timeout=stop_seconds,
         signals_to_handle=",".join(number.name for number in _heeded()),
     )
     with tempfile.TemporaryDirectory(prefix="nvlm-launch-") as directory:
         message = Path(directory) / "error"
-        threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+        threading.Thread(target=_stop_when_orphaned, args=(stop_seconds,), daemon=True).start()
         try:
             elastic_launch(config, _run_worker)(worker, message, args)
         except SignalException as error:
@@ -141,7 +147,7 @@ def _end_with_launcher() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stop_when_orphaned() -> None:
+def _stop_when_orphaned(stop_seconds: int) -> None:
     """Stop the ranks once who started this run is gone."""
     ancestors = Ancestors()
     while not ancestors.gone():
@@ -149,5 +155,5 @@ def _stop_when_orphaned() -> None:
     ranks = [psutil.Process(rank.pid) for rank in multiprocessing.active_children()]
     for rank in ranks:
         rank.terminate()
-    for rank in psutil.wait_procs(ranks, timeout=SECONDS_TO_STOP)[1]:
+    for rank in psutil.wait_procs(ranks, timeout=stop_seconds)[1]:
         rank.kill()

@@ -28,9 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nvlm.environment import EnvironmentParams, of_machine
 from nvlm.errors import UserError
 from nvlm.launch.slurm.job import RUN, run_job
 from nvlm.launch.slurm.script import SlurmParams
+from nvlm.params import load_params, section_keys
 
 KINDS = ("local", "slurm")
 DEVICES = ("auto", "cpu", "cuda")
@@ -44,6 +46,8 @@ class LaunchParams:
 
     kind: str  # local: on this machine; slurm: in a job
     device: str  # auto: GPUs where there are some; cpu, whatever there is; cuda, or an error
+    # What ranks that are told to stop get to finish a step and to save their state.
+    stop_seconds: int
     slurm: SlurmParams | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +55,8 @@ class LaunchParams:
             raise ValueError(f"kind: {self.kind!r} should be one of {list(KINDS)}")
         if self.device not in DEVICES:
             raise ValueError(f"device: {self.device!r} should be one of {list(DEVICES)}")
+        if self.stop_seconds < 1:
+            raise ValueError(f"stop_seconds: {self.stop_seconds} should be 1 or more")
         if self.kind == "slurm" and self.slurm is None:
             raise ValueError("slurm: what conf/launch/slurm.yaml holds is missing")
 
@@ -63,6 +69,7 @@ def launch_stage(
     name: str,
     inputs: Iterable[Path],
     imports: str,
+    progress: Callable[[], int],
 ) -> None:
     """Run ``worker(*args)`` of this stage's script in ``processes`` processes, as ``params`` say.
 
@@ -70,6 +77,7 @@ def launch_stage(
     With the command and ``args`` they determine the run: a job of Slurm that was submitted for the
     same ones is waited for, and one whose parameters or inputs have changed since then refuses to
     start. ``name``: of the job, for people. ``imports``: the module with all that a rank imports.
+    ``progress``: a number that grows as the run does what a killed one need not do again.
     Raises UserError as ``launch`` and ``run_job`` do. Under an outer launcher a rank that has done
     its work ends here: this does not return.
     """
@@ -85,17 +93,27 @@ def launch_stage(
                 "parameters or inputs have changed since this job was submitted: start it again"
             )
         _choose(params.device)
+        if RUN in os.environ and os.environ["LOCAL_RANK"] == "0":
+            _check_node()
         worker(*args)
         _end_process()
     elif params.kind == "slurm":
         assert params.slurm is not None
         digest = _digest(command, args, inputs)
-        run_job(params.slurm, command, processes=processes, name=name, digest=digest)
+        run_job(
+            params.slurm,
+            command,
+            processes=processes,
+            name=name,
+            digest=digest,
+            stop_seconds=params.stop_seconds,
+            progress=progress,
+        )
     else:
         from nvlm.launch.local import launch  # imports torch, which waiting for a job does without
 
         _choose(params.device)
-        launch(worker, processes, *args, imports=imports)
+        launch(worker, processes, *args, imports=imports, stop_seconds=params.stop_seconds)
 
 
 def _choose(device: str) -> None:
@@ -110,6 +128,15 @@ def _choose(device: str) -> None:
                 "launch.device is cuda and PyTorch sees no GPU here: install its CUDA build and a "
                 "driver, or say launch.device=cpu"
             )
+
+
+def _check_node() -> None:
+    """Ask of a job's node what the stage ``environment`` could not ask of a login node."""
+    if not section_keys("environment"):
+        return
+    needed = load_params("environment", EnvironmentParams)
+    if lacking := [row.sentence for row in of_machine(needed) if not row.met]:
+        raise UserError(f"a node of this job lacks {', '.join(lacking)}: choose another partition")
 
 
 def _end_process() -> NoReturn:

@@ -28,7 +28,7 @@ and always costs twice. The tower is never trained and has no backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -69,20 +69,19 @@ def step_flops(
     architecture: Architecture,
     *,
     trainable: Collection[str],
-    rows: int,
-    sequence_length: int,
+    lengths: Sequence[int],
     tiles: int,
     answers: int,
 ) -> float:
-    """FLOPs of forward and backward of ``rows`` rows of ``sequence_length`` tokens, padding too.
+    """FLOPs of forward and backward of rows of ``lengths`` tokens, of padding where it counts.
 
     ``trainable``: "vision_projection", "language_model"; ``tiles`` of all rows, ``answers``: their
     labelled positions. The optimizer's own work, a few operations a parameter, is not counted.
     """
     assert architecture.vision and architecture.language
     language = architecture.language
-    tokens = rows * sequence_length
-    pairs = rows * sequence_length * (sequence_length + 1) // 2
+    tokens = sum(lengths)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
     decoder_trained = "language_model" in trainable
     projector_trained = "vision_projection" in trainable
     through_decoder = 3 if decoder_trained else 2

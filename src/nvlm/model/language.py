@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from nvlm.checkpoint.format.architecture import LanguageArchitecture
 
-FLASH_ATTENTION = "flash_attention_2"  # transformers' name; "sdpa" is PyTorch's own
 Decoder = LlamaForCausalLM | Qwen2ForCausalLM
 CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -66,22 +65,3 @@ def reset_rotary(decoder: Decoder, device: torch.device) -> None:
     """
     rotary = decoder.model.rotary_emb
     decoder.model.rotary_emb = type(rotary)(config=decoder.config).to(device)
-
-
-def packed_mask(segment_ids: Tensor, decoder: Decoder, dtype: torch.dtype) -> Tensor | None:
-    """Who sees whom in packed rows: (B, S) segments to (B, 1, S, S), 0 where attended, else -inf.
-
-    A token sees itself and the earlier tokens of its own segment: packed samples never see one
-    another. Padding (segment 0) sees only padding, so that no row of the softmax is empty. A mask
-    of booleans would be turned into this one anew in every layer.
-
-    FlashAttention takes no mask: transformers tells it where samples begin, by the positions that
-    start again.
-    """
-    if decoder.config._attn_implementation == FLASH_ATTENTION:
-        return None
-    length = segment_ids.shape[1]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    mask = torch.zeros(same.shape, dtype=dtype, device=segment_ids.device)
-    return mask.masked_fill_(~(same & causal), -torch.inf)[:, None]

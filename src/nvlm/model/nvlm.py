@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.model.language import Stage, build_decoder, packed_mask
+from nvlm.model.attention import VARLEN, packed_mask, varlen_inputs
+from nvlm.model.language import Stage, build_decoder
 from nvlm.model.vision import Projector, build_tower, tile_features
 
 
@@ -62,6 +63,7 @@ class NVLM(nn.Module):
         *,
         position_ids: Tensor,
         segment_ids: Tensor | None = None,
+        segment_lengths: Tensor | None = None,
         visual_index: Tensor | None = None,
         features: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -70,17 +72,23 @@ class NVLM(nn.Module):
         """One stage of the forward pass: hidden states (B, S, H), normalised on the last stage.
 
         ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Who sees
-        whom is told by ``segment_ids`` (B, S) of packed rows, or by ``attention_mask`` (B, K), 1
-        where a token is, over the K positions that ``cache`` holds after this call. Logits are left
-        to the caller, ``language_model.lm_head``: only a few positions need them.
+        whom is told by ``segment_ids`` (B, S) of packed rows (``segment_lengths`` beside them where
+        the decoder's attention is VARLEN), or by ``attention_mask`` (B, K), 1 where a token is,
+        over the K positions that ``cache`` holds after this call; without them all that is before.
+        Logits are left to the caller, ``language_model.lm_head``: only a few positions need them.
         """
         if self.stage.is_first:
             inputs = self.embed(inputs, visual_index, features)
+        seen: dict[str, Tensor | None] = {"attention_mask": attention_mask}
         if segment_ids is not None:
-            attention_mask = packed_mask(segment_ids, self.language_model, inputs.dtype)
+            varlen = self.language_model.config._attn_implementation == VARLEN
+            if varlen and segment_lengths is not None:
+                seen |= varlen_inputs(segment_lengths)
+            else:
+                seen["attention_mask"] = packed_mask(segment_ids, inputs.dtype)
         return self.language_model.model(
             inputs_embeds=inputs,
-            attention_mask=attention_mask,
+            **seen,
             position_ids=position_ids,
             cache=cache,
             use_cache=cache is not None,

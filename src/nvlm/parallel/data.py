@@ -13,17 +13,27 @@ from nvlm.model.nvlm import NVLM
 from nvlm.parallel.mesh import Mesh
 
 
-def apply_data_parallel(model: NVLM, mesh: Mesh, compute: torch.dtype) -> None:
+def apply_data_parallel(
+    model: NVLM, mesh: Mesh, compute: torch.dtype, *, keep_gathered: bool
+) -> None:
     """Shard what ``model`` trains (requires a gradient) over the data-parallel ranks, in place.
 
     Parameters stay in the dtype they have (fp32 masters); they are gathered in ``compute``, and
     gradients are reduced in fp32. Gradients are summed, not averaged: the loss is divided by the
     global number of answer tokens already.
+
+    With ``keep_gathered`` what was gathered for a step's first micro-batch stays until its last
+    backward pass: one all-gather a unit and step, where each micro-batch has two otherwise.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for unit in _units(model):
-        fully_shard(unit, mesh=mesh.fully_sharded, mp_policy=policy)
+        fully_shard(
+            unit,
+            mesh=mesh.fully_sharded,
+            mp_policy=policy,
+            reshard_after_forward=not keep_gathered,
+        )
     # The root groups what is left, and is what the pipeline schedule asks to reduce gradients.
     fully_shard(model, mesh=mesh.fully_sharded, mp_policy=policy, ignored_params=frozen)
     for module in _sharded(model):
@@ -31,10 +41,15 @@ def apply_data_parallel(model: NVLM, mesh: Mesh, compute: torch.dtype) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-def synchronize_gradients(model: NVLM, enabled: bool) -> None:
-    """Whether the next backward pass reduces gradients: only a step's last micro-batch needs to."""
+def accumulate(model: NVLM, *, last: bool, keep_gathered: bool) -> None:
+    """Tell FSDP2 whether the next micro-batch is a step's ``last``.
+
+    Its backward pass alone reduces gradients and, with ``keep_gathered``, gives up what was
+    gathered. (Under a pipeline the schedule does both.)
+    """
     for module in _sharded(model):
-        module.set_requires_gradient_sync(enabled, recurse=False)
+        module.set_requires_gradient_sync(last, recurse=False)
+        module.set_reshard_after_backward(last or not keep_gathered, recurse=False)
 
 
 def _sharded(model: NVLM) -> list[FSDPModule]:

@@ -12,10 +12,13 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from nvlm.data.loading.batch import Batch
 from nvlm.model.nvlm import NVLM, features_by_row
-from nvlm.parallel.data import synchronize_gradients
+from nvlm.parallel.data import accumulate
 from nvlm.parallel.loss import answer_loss
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import encode_shared
+
+# Rows are cut to a multiple of so many positions: the kernels' tiles, and few different shapes.
+CUT_TO = 64
 
 
 class StepRunner:
@@ -29,14 +32,18 @@ class StepRunner:
         micro_batch: int,
         tile_chunk: int,
         turn_weighting: str,
+        packed: bool,
+        keep_gathered: bool,
         compute: torch.dtype,
     ) -> None:
         """``micro_batch``: rows at once; ``tile_chunk``: tiles at once; ``turn_weighting``: what
-        the tokens of an answer count (``nvlm.parallel.loss``); ``compute``: what the layers compute
-        in, which the parameters, masters in fp32, don't say."""
+        the tokens of an answer count (``nvlm.parallel.loss``); ``packed``: whether rows hold
+        several samples; ``keep_gathered``: see ``nvlm.parallel.data``; ``compute``: what the layers
+        compute in, which the parameters, masters in fp32, don't say."""
         self.model, self.mesh, self.compute = model, mesh, compute
         self.micro_batch, self.tile_chunk = micro_batch, tile_chunk
-        self.turn_weighting = turn_weighting
+        self.turn_weighting, self.packed = turn_weighting, packed
+        self.keep_gathered = keep_gathered
         self.scale = 1.0
         self.schedule: Schedule1F1B | None = None
 
@@ -66,24 +73,43 @@ class StepRunner:
         rows = batch.input_ids.shape[0]
         for start in range(0, rows, self.micro_batch):
             part = slice(start, start + self.micro_batch)
-            synchronize_gradients(self.model, start + self.micro_batch >= rows)
+            cut = part, slice(self._length(batch, part))
+            last = start + self.micro_batch >= rows
+            accumulate(self.model, last=last, keep_gathered=self.keep_gathered)
             output = self.model(
-                batch.input_ids[part],
-                position_ids=batch.position_ids[part],
-                segment_ids=batch.segment_ids[part],
-                visual_index=batch.visual_index[part],
+                batch.input_ids[cut],
+                position_ids=batch.position_ids[cut],
+                visual_index=batch.visual_index[cut],
                 features=features[part],
+                **self._segments(batch, part),
             )
-            losses.append(self._loss(output, batch.labels[part]))
+            losses.append(self._loss(output, batch.labels[cut]))
             losses[-1].backward()
         return torch.stack(losses).detach() / self.scale
+
+    def _length(self, batch: Batch, part: slice) -> int:
+        """Positions that a micro-batch is cut to: those of its longest row, a multiple of CUT_TO.
+
+        A step's mathematics is that of whole rows. Packed rows are full.
+        """
+        whole = batch.input_ids.shape[1]
+        if self.packed:
+            return whole
+        return min(whole, -(-max(batch.lengths[part]) // CUT_TO) * CUT_TO)
+
+    def _segments(self, batch: Batch, part: slice) -> dict[str, Tensor]:
+        """Who sees whom; rows of one sample need no telling."""
+        if not self.packed:
+            return {}
+        names = ("segment_ids", "segment_lengths")
+        return {name: getattr(batch, name)[part] for name in names}
 
     def _run_pipeline(self, batch: Batch, features: Tensor | None) -> Tensor:
         if self.schedule is None:
             self.schedule = self._build_schedule(batch)
         kwargs: dict[str, Any] = {
             "position_ids": batch.position_ids,
-            "segment_ids": batch.segment_ids,
+            **self._segments(batch, slice(None)),
         }
         losses: list[Tensor] = []
         if self.mesh.is_first:

@@ -92,7 +92,7 @@ def save_model(
     if mesh.is_main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
+    dist.barrier(mesh.files)
     dtype: torch.dtype = getattr(torch, manifest.dtype)
     written: dict[str, FileEntry] = {}
     for part, tensors in _core_shards(model, manifest, mesh, trained):
@@ -100,18 +100,18 @@ def save_model(
             stored = {name: tensor.to(dtype) for name, tensor in tensors.items()}
             name, entry = write_part(partial, mesh.tensor_rank, part, stored)
             written[name] = entry
-    gathered: list[dict[str, FileEntry]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, written)
+    ranks = dist.get_world_size()
+    gathered: list[dict[str, FileEntry]] = [{} for _ in range(ranks)]
+    dist.all_gather_object(gathered, written, group=mesh.files)
+    fresh = {name: entry for entries in gathered for name, entry in entries.items()}
+    frozen = sorted(manifest.files.keys() - fresh.keys())
+    for name in frozen[dist.get_rank() :: ranks]:  # shared out: where links fail they are copied
+        link_file(source, partial, name)
+    dist.barrier(mesh.files)
     if mesh.is_main:
-        files = dict(manifest.files)
-        for entries in gathered:
-            files |= entries
-        fresh = {name for entries in gathered for name in entries}
-        for name in files.keys() - fresh:
-            link_file(source, partial, name)
-        write_manifest(partial, manifest.with_files(files))
+        write_manifest(partial, manifest.with_files({**manifest.files, **fresh}))
         publish_directory(partial, destination)
-    dist.barrier()
+    dist.barrier(mesh.files)
 
 
 def _files(manifest: Manifest, stage: Stage, mesh: Mesh) -> list[str]:

@@ -50,7 +50,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--gpus", type=int, default=128, help="of the grids to compare (default: %(default)s)"
     )
     plan.set_defaults(run=_plan)
+    text = "what runs that have not ended left in .resume"
+    snapshots = verbs.add_parser("snapshots", help=text, description=text)
+    snapshots.add_argument(
+        "--remove", metavar="NAME", action="append", default=[], help="a run whose state may go"
+    )
+    snapshots.set_defaults(run=_snapshots)
     return parser
+
+
+def _snapshots(arguments: argparse.Namespace) -> None:
+    from nvlm.train.runs import RESUME, remove, table
+
+    for name in arguments.remove:
+        remove(RESUME / name)
+    print(table())
 
 
 def _plan(arguments: argparse.Namespace) -> None:

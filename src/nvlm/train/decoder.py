@@ -1,4 +1,4 @@
-"""How the decoder runs in training: dropout, activation checkpointing, attention kernel, compiling.
+"""How the decoder runs in training: attention kernel, dropout, recomputation, compiling.
 
 All of it is transformers' and PyTorch's own; the vision tower and the projector stay as they are.
 """
@@ -8,36 +8,38 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from nvlm.errors import UserError
+from nvlm.model.attention import VARLEN
 from nvlm.model.language import Decoder
 from nvlm.train.params import TrainParams
 
 
-def prepare_decoder(decoder: Decoder, params: TrainParams) -> None:
-    """Switch ``decoder`` to training as ``params`` say, in place; before FSDP2 wraps its layers.
-
-    Raises UserError if the attention kernel that is asked for is not installed.
-    """
-    try:
-        decoder.set_attn_implementation(params.attention)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"attention = {params.attention} cannot be had here ({error}): install it, or choose "
-            "sdpa in conf/train"
-        ) from None
+def prepare_decoder(decoder: Decoder, params: TrainParams, device: torch.device) -> None:
+    """Switch ``decoder`` to training as ``params`` say, in place; before FSDP2 wraps its layers."""
+    if uses_varlen(params, device):
+        decoder.set_attn_implementation(VARLEN)
     decoder.train()
-    if params.activation_checkpointing:
-        decoder.activation_checkpointing_enable({"use_reentrant": False})
-    for layer in decoder.model.layers:
+    for number, layer in enumerate(decoder.model.layers):
         layer.self_attn.attention_dropout = params.attention_dropout
         if params.hidden_dropout:
             for branch in (layer.self_attn, layer.mlp):
                 branch.register_forward_hook(partial(_drop, params.hidden_dropout))
         if params.compile:
-            layer.compile()
+            layer.forward = torch.compile(layer.forward)
+        # Round the compiled layer: within it the partitioner would save a mesh of devices for the
+        # backward pass, and fail. FSDP2's hooks stay outside, so that nothing is gathered twice.
+        if params.recompute_every and number % params.recompute_every == 0:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def uses_varlen(params: TrainParams, device: torch.device) -> bool:
+    """Whether packed rows go through PyTorch's flash kernel, which takes half precision alone."""
+    packed = params.data.packing and params.dtype != "float32" and not params.attention_dropout
+    return packed and device.type == "cuda"
 
 
 def _drop(share: float, module: nn.Module, _inputs: Any, output: Any) -> Any:

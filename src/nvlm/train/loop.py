@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import Batch
 from nvlm.data.loading.loader import build_loader
 from nvlm.errors import UserError
 from nvlm.model.tokens import load_tokenizer
-from nvlm.parallel.mesh import Mesh
+from nvlm.parallel.mesh import Mesh, expect_steps
 from nvlm.parallel.state import save_model
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
-from nvlm.train.snapshots import Snapshots, run_digest
+from nvlm.train.runs import identify
+from nvlm.train.snapshots import Snapshots
 from nvlm.train.telemetry.logs import Logs
-from nvlm.train.telemetry.measurements import measurements
+from nvlm.train.telemetry.observer import Observer
 from nvlm.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from nvlm.evaluate.online import OnlineEvaluation
-
-RESUME = Path(".resume")  # ignored by git; beside the outputs, which DVC deletes before a run
+# Python looks for cycles among all objects, for a second at full scale: all ranks at once, and
+# seldom, so that none waits for another's.
+STEPS_TO_COLLECT = 50
 
 
 def train(
@@ -51,23 +54,18 @@ def train(
     """
     trainer = Trainer(params, checkpoint, mesh)
     tokenizer = load_tokenizer(checkpoint / "tokenizer")
-    loader = _loader(params, data, tokenizer, trainer.model.architecture, mesh)
-    snapshots = Snapshots(
-        RESUME / f"{out.name}-{run_digest(params, checkpoint, data)}", trainer, loader, curves, logs
-    )
-    online = _online(params, trainer, tokenizer)
-    done = snapshots.restore()
+    read = partial(_loader, params, data, tokenizer, trainer.model.architecture, mesh)
+    loader = read()
+    run = identify(params, checkpoint, data, out)
+    snapshots = Snapshots(run, trainer, loader, curves, logs)
+    observer = Observer(params, trainer, tokenizer, logs)
+    done, anew = snapshots.restore()
+    if anew:  # other samples than those that came before
+        loader = read(seed=params.data.seed + done)
+        snapshots.read_from(loader)
     batches = _batches(loader, mesh)
     terminated = _watch_for_termination()
-    progress = tqdm(
-        range(done + 1, params.steps + 1),
-        desc=out.name,
-        unit="step",
-        initial=done,
-        total=params.steps,
-        disable=None if mesh.is_main else True,
-    )
-    for step in progress:
+    for step in observer.steps(done + 1, out.name):
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
@@ -76,31 +74,33 @@ def train(
         except UserError:
             snapshots.finish()  # the last whole state stays, to look into
             raise
-        progress.set_postfix(loss=f"{result.loss:.3f}", refresh=False)
         if step % params.log_every == 0 or step == params.steps:
-            point = {
-                "loss": result.loss,
-                "lr": result.learning_rate,
-                "grad_norm": result.gradient_norm,
-            }
-            curves.add(step, **point)
-            logs.show(step, "training", point)
-            seconds = time.monotonic() - started
-            logs.add_timing(step, **measurements(params, trainer, batch, seconds, waited))
-        if online is not None and params.online is not None and step % params.online.every == 0:
-            scores = online.scores()
-            if mesh.is_main:
-                logs.add_scores(step, **scores)
+            curves.add(
+                step, loss=result.loss, lr=result.learning_rate, grad_norm=result.gradient_norm
+            )
+        observer.after(step, result, batch, seconds=time.monotonic() - started, waited=waited)
         if result.stop:
             snapshots.save(step, wait=True)
             raise UserError(f"stopped by SIGTERM after step {step}; run the stage again to go on")
         if step % params.snapshot_every == 0 and step < params.steps:
             snapshots.save(step)
+            observer.write(curves)
+        _keep_in_step(step, step == done + 1, mesh)
     save_model(trainer.model, checkpoint, out, mesh, params.trainable)
     if mesh.is_main:
         curves.write()
-        logs.write()
+    observer.write(curves)
     snapshots.remove()
+
+
+def _keep_in_step(step: int, first: bool, mesh: Mesh) -> None:
+    """Collect garbage on all ranks at once, and know from the ``first`` step on what is late."""
+    if first:
+        gc.collect()
+        gc.disable()
+        expect_steps(mesh)
+    elif step % STEPS_TO_COLLECT == 0:
+        gc.collect(1)
 
 
 def _watch_for_termination() -> list[bool]:
@@ -110,30 +110,21 @@ def _watch_for_termination() -> list[bool]:
     return terminated
 
 
-def _online(
-    params: TrainParams, trainer: Trainer, tokenizer: PreTrainedTokenizerFast
-) -> OnlineEvaluation | None:
-    """What scores the model on the way, where that is asked for."""
-    if params.online is None:
-        return None
-    from nvlm.evaluate.online import OnlineEvaluation  # an observer: it changes no output
-
-    return OnlineEvaluation(params.online, trainer.model, tokenizer, trainer.mesh)
-
-
 def _loader(
     params: TrainParams,
     data: Path,
     tokenizer: PreTrainedTokenizerFast,
     architecture: Architecture,
     mesh: Mesh,
+    *,
+    seed: int | None = None,
 ) -> Any | None:
     """The loader of this replica, on the one rank of it that reads; None on the others."""
     if not (mesh.is_first and mesh.tensor_rank == 0):
         return None
     return build_loader(
         data,
-        params.data,
+        params.data if seed is None else replace(params.data, seed=seed),
         tokenizer=tokenizer,
         architecture=architecture,
         rows=params.global_batch // mesh.grid.data,

@@ -10,8 +10,11 @@ from nvlm.train.online import OnlineParams
 
 TRAINABLE = ("vision_projection", "language_model")
 DTYPES = ("float32", "bfloat16")
-ATTENTION = ("sdpa", "flash_attention_2")
-POSITIVE = ("steps", "global_batch", "micro_batch", "tile_chunk", "log_every", "snapshot_every")
+POSITIVE = (
+    *("steps", "global_batch", "micro_batch", "tile_chunk"),
+    *("log_every", "snapshot_every", "snapshots_kept"),
+)
+RESUME = ("exact", "reshard")
 TURN_WEIGHTINGS = ("token", "square_root")
 
 
@@ -37,14 +40,19 @@ class TrainParams:
     attention_dropout: float  # of the decoder, as Megatron's --attention-dropout
     hidden_dropout: float  # of what attention and MLP add, as Megatron's --hidden-dropout
     dtype: str  # of computation; masters of what is trained and reductions are fp32
-    attention: str  # sdpa (PyTorch's), or flash_attention_2 (its package, and a GPU, needed)
-    activation_checkpointing: bool  # run each decoder layer again in the backward pass: less memory
+    deterministic: bool  # the same bytes at every run on the same machines; some kernels are slower
+    recompute_every: int  # every n-th decoder layer runs again in the backward pass; 0: none does
+    keep_gathered: bool  # FSDP2 gathers once a step, not once a micro-batch: faster, more memory
     compile: bool  # torch.compile each decoder layer
     seed: int
     log_every: int  # steps between two points of the curves
     tensorboard: bool  # write the curves to logs/ for TensorBoard too, as the run goes
     online: OnlineParams | None = None  # what is scored on the way; null: nothing
     snapshot_every: int  # steps between two snapshots to resume from
+    snapshots_kept: int  # the newest may be half-written when a machine dies
+    # exact: a snapshot of these very parameters; reshard: also one of another grid or number of
+    # workers, whose state is dealt anew, so that bytes differ from those of a run left alone.
+    resume: str = "exact"
 
     def __post_init__(self) -> None:
         unknown = set(self.trainable) - set(TRAINABLE)
@@ -52,7 +60,7 @@ class TrainParams:
             raise ValueError(f"trainable: {self.trainable} should name some of {list(TRAINABLE)}")
         for name, known in (
             ("dtype", DTYPES),
-            ("attention", ATTENTION),
+            ("resume", RESUME),
             ("turn_weighting", TURN_WEIGHTINGS),
         ):
             if getattr(self, name) not in known:
@@ -84,6 +92,8 @@ class TrainParams:
         for name in ("clip_grad", "stop_above_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} should be more than 0")
+        if self.recompute_every < 0:
+            raise ValueError(f"recompute_every: {self.recompute_every} should be 0 or more")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay: {self.weight_decay} should be 0 or more")
         for name in ("attention_dropout", "hidden_dropout"):

@@ -1,21 +1,20 @@
 """Exact resume: what a killed run needs to end with the bytes of one that was not.
 
-Snapshots live outside the stage's outputs (DVC deletes those before a run), in a directory named by
-the digest of everything that determines the run, so that a snapshot of other inputs or parameters
-is never taken. They are written by PyTorch's distributed checkpoint, in the background, and removed
-when the run has succeeded. Random numbers need no state: each step seeds its own.
+Snapshots are written by PyTorch's distributed checkpoint, in the background, under the parameters'
+own names, so that another number of data ranks can read them too (``resume: reshard``). They are
+removed when the run has succeeded. Random numbers need no state: each step seeds its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +23,43 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from nvlm.errors import UserError
 from nvlm.train.curves import Curves
-from nvlm.train.params import TrainParams
+from nvlm.train.runs import Run, adopt, find_snapshots, forget, steps_in
 from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
-KEPT = 2  # the newest may be half-written when a machine dies
-
-
-def run_digest(params: TrainParams, checkpoint: Path, data: Path) -> str:
-    """Sixteen hex digits of all that determines a run: parameters, checkpoint, datasets.
-
-    What only watches a run is left out: scores on the way, and TensorBoard.
-
-    The manifest of a checkpoint holds the digest of each of its files, and a dataset's index.uuid
-    is derived from its shards.
-    """
-    determining = replace(params, online=None, tensorboard=False)
-    digest = hashlib.sha256(repr(sorted(asdict(determining).items())).encode())
-    digest.update((checkpoint / "checkpoint.json").read_bytes())
-    for name in sorted(params.data.blend):
-        digest.update((data / name / ".nv-meta" / "index.uuid").read_bytes())
-    return digest.hexdigest()[:16]
+# Of a rank that waits for others to write or to read theirs.
+TIMEOUT = timedelta(hours=2)
+LAYERS = "language_model.model.layers."
 
 
 class Snapshots:
     """Saves and restores model, optimizer, loader and curves of one run."""
 
     def __init__(
-        self, directory: Path, trainer: Trainer, loader: Any | None, curves: Curves, logs: Logs
+        self, run: Run, trainer: Trainer, loader: Any | None, curves: Curves, logs: Logs
     ) -> None:
         """``loader``: Energon's savable loader on the ranks that read, None on the others; it is
         not yet iterated."""
-        self.directory, self.loader = directory, loader
+        self.run, self.directory = run, run.directory
         self.curves, self.logs = curves, logs
+        self.read_from(loader)
+        self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
+        self.params = trainer.params
+        # Saving goes on while the GPUs train: a group of its own, and a thread.
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[Any] | None = None
+
+    def read_from(self, loader: Any | None) -> None:
+        """Take ``loader`` for the one whose state is saved; it is not yet iterated."""
+        self.loader = loader
         if loader is not None:
             loader.worker_init_fn = _deaf_to_others(loader.worker_init_fn)
-        self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
-        self.group = dist.new_group(backend="gloo")  # saving goes on while the GPUs train
-        self.pending: Future[Any] | None = None
 
     def save(self, step: int, *, wait: bool = False) -> None:
         """Save the state after ``step`` in the background; every rank calls this.
@@ -74,16 +67,17 @@ class Snapshots:
         Raises UserError if the one before could not be written (or this one, if it is to ``wait``).
         """
         self.finish()
-        result = async_save(
-            self._state(step), checkpoint_id=self._path(step), process_group=self.group
+        if self.mesh.is_main:
+            self.run.describe()
+        staged = {name: _copied(value) for name, value in self._state(step).items()}
+        self.pending = self.thread.submit(
+            save, staged, checkpoint_id=self._path(step), process_group=self.group
         )
-        assert isinstance(result, Future)
-        self.pending = result
         if wait:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the snapshot under way, and forget those before the last ``KEPT``."""
+        """Wait for the snapshot under way, and forget those before the last that are kept."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
@@ -95,23 +89,56 @@ class Snapshots:
                 "room there, and run the stage again to go on from the one before"
             ) from None
         if self.mesh.is_main:
-            oldest = self._path(self._steps()[-KEPT:][0])
+            oldest = self._path(steps_in(self.directory)[-self.params.snapshots_kept :][0])
             for path in self.directory.glob("step-*"):
                 if path.name < oldest.name:  # whole, or left half-written by a killed run
-                    _forget(path)
+                    forget(path)
 
-    def restore(self) -> int:
-        """Load the newest whole snapshot; return its step, 0 if there is none.
+    def restore(self) -> tuple[int, bool]:
+        """Load the newest whole snapshot; return its step, 0 if there is none, and whether the
+        samples have to be dealt anew, since others shared them out before.
 
-        Raises UserError if it is damaged.
+        Raises UserError if it is damaged, or of an akin run that nobody has asked for.
         """
-        step = torch.tensor(max(self._steps(), default=0))
+        step = torch.zeros((), dtype=torch.int64)
+        if self.mesh.is_main and (found := find_snapshots(self.run)):
+            step.fill_(steps_in(found)[-1])
+            adopt(self.run, found)
         dist.broadcast(step, src=0, group=self.group)
         if not step:
-            return 0
-        state = self._state(0)
-        # Tensors are filled in place; what is not a tensor is replaced in ``state``.
+            return 0, False
+        # Tensors are filled in place; what is not a tensor is replaced.
         path = self._path(int(step))
+        dealt: dict[str, Any] = {"dealt": None}
+        self._load(dealt, path)
+        anew = dealt["dealt"] != self._dealt()
+        state = self._state(0)
+        if anew:
+            state.pop(self._loader_key(), None)
+        self._load(state, path)
+        if anew and self.mesh.is_main:
+            print(
+                f"note: step {int(step)} was reached by {dealt['dealt']}; from here on samples are "
+                f"dealt anew to {self._dealt()}, and bytes differ from those of a run left alone",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif self.loader is not None and not anew:
+            self.loader.restore_state_rank(state[self._loader_key()])
+        self.curves.points = list(state["curves"][0])
+        self.logs.restore(state["logs"])
+        return int(step), anew
+
+    def remove(self) -> None:
+        """Forget all snapshots of this run, which has succeeded."""
+        self.finish()
+        self.thread.shutdown()
+        if self.mesh.is_main:
+            for path in self.directory.glob("step-*"):
+                forget(path)
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _load(self, state: dict[str, Any], path: Path) -> None:
         try:
             load(state, checkpoint_id=path, process_group=self.group)
         except CheckpointException as error:
@@ -119,55 +146,58 @@ class Snapshots:
                 f"the snapshot {path} is damaged ({_reason(error)}): remove it, and run the stage "
                 "again to go on from the one before"
             ) from None
-        if self.loader is not None:
-            self.loader.restore_state_rank(state[self._rank()]["loader"])
-        self.curves.points = list(state["curves"])
-        self.logs.restore(state["logs"])
-        return int(step)
-
-    def remove(self) -> None:
-        """Forget all snapshots of this run, which has succeeded."""
-        self.finish()
-        if self.mesh.is_main:
-            for path in self.directory.glob("step-*"):
-                _forget(path)
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _state(self, step: int) -> dict[str, Any]:
-        """References to everything a run changes. A run goes on only on the same grid (the digest
-        sees to that), so each rank saves what it holds, under names of its own."""
-        own: dict[str, Any] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                moments = self.optimizer.state[parameter] or _fresh_moments(parameter)
-                self.optimizer.state[parameter] = moments
-                own[f"{name}.value"] = _local(parameter)
-                own |= {f"{name}.{key}": _local(value) for key, value in moments.items()}
-        if self.loader is not None:
-            own["loader"] = self.loader.save_state_rank()
-        return {
+        """References to everything a run changes, under names that no grid changes."""
+        state: dict[str, Any] = {
             "step": step,
-            "curves": list(self.curves.points),
+            "dealt": self._dealt(),
+            "curves": (list(self.curves.points),),  # a list would be taken apart
             "logs": self.logs.state(),
-            self._rank(): own,
         }
+        for name, parameter in self._trained():
+            moments = self.optimizer.state[parameter] or _fresh_moments(parameter)
+            self.optimizer.state[parameter] = moments
+            state[f"{name}.value"] = parameter.detach()
+            state |= {f"{name}.{key}": value for key, value in moments.items()}
+        if self.loader is not None:
+            state[self._loader_key()] = self.loader.save_state_rank()
+        return state
 
-    def _rank(self) -> str:
-        return f"rank_{dist.get_rank():05d}"
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """What is trained; layers are numbered through all stages."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name.startswith(LAYERS):
+                number, _, rest = name.removeprefix(LAYERS).partition(".")
+                yield f"{LAYERS}{int(number) + self.model.stage.first}.{rest}", parameter
+            else:
+                yield name, parameter
+
+    def _dealt(self) -> str:
+        """Who shares out the samples: the loaders' states are of use to the same ones alone."""
+        return f"{self.mesh.grid.data} data ranks with {self.params.data.workers} workers each"
+
+    def _loader_key(self) -> str:
+        return f"loader.{self.mesh.data_rank:05d}"
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
 
-    def _steps(self) -> list[int]:
-        """Steps of the whole snapshots: the metadata file is written last."""
-        found: Iterable[Path] = self.directory.glob("step-*/.metadata")
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
-
-def _forget(snapshot: Path) -> None:
-    """Remove ``snapshot``; what a kill leaves of it doesn't look whole."""
-    (snapshot / ".metadata").unlink(missing_ok=True)
-    shutil.rmtree(snapshot, ignore_errors=True)
+def _copied(value: Any) -> Any:
+    """``value``, a tensor's memory copied to the CPU: training goes on while it is written."""
+    if isinstance(value, DTensor):
+        return DTensor.from_local(
+            value.to_local().to("cpu", copy=True),
+            value.device_mesh,
+            value.placements,
+            run_check=False,
+            shape=value.shape,
+            stride=value.stride(),
+        )
+    return value.to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _reason(error: CheckpointException) -> str:
@@ -201,9 +231,3 @@ def _fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
     """AdamW's state before its first step, as PyTorch lays it out."""
     zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
     return {"step": torch.zeros((), device=parameter.device), **zeros}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The plain tensor that this rank holds of ``tensor``, sharing its memory."""
-    detached = tensor.detach()
-    return detached.to_local() if isinstance(detached, DTensor) else detached

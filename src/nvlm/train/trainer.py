@@ -42,14 +42,14 @@ class Trainer:
     def __init__(self, params: TrainParams, checkpoint: Path, mesh: Mesh) -> None:
         """Load ``checkpoint``; raises UserError if it is damaged or laid out otherwise."""
         self.params, self.mesh = params, mesh
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(params.deterministic)
         # It would also fill fresh memory with NaN, to find bugs by: a slow thing.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         compute: torch.dtype = getattr(torch, params.dtype)
         self.model = load_model(checkpoint, mesh, compute, trained=params.trainable)
-        prepare_decoder(self.model.language_model, params)
+        prepare_decoder(self.model.language_model, params, mesh.device)
         if mesh.grid.data > 1 or compute != torch.float32:
-            apply_data_parallel(self.model, mesh, compute)
+            apply_data_parallel(self.model, mesh, compute, keep_gathered=params.keep_gathered)
         self.optimizer = build_optimizer(self.model, params)
         self.runner = StepRunner(
             self.model,
@@ -57,6 +57,8 @@ class Trainer:
             micro_batch=params.micro_batch,
             tile_chunk=params.tile_chunk,
             turn_weighting=params.turn_weighting,
+            packed=params.data.packing,
+            keep_gathered=params.keep_gathered,
             compute=compute,
         )
 

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from tests.evaluate import fixtures
 
+from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.params import TaskParams
 from nvlm.evaluate.question import Question
-from nvlm.params import load_params
+from nvlm.params import parse_params
 
 
 def fields_of(task: str) -> dict[str, str]:
     """As configured, so that the configuration is tested as well."""
-    return load_params(f"eval.tasks.{task}", TaskParams).ground_truth.fields
+    tasks = OmegaConf.create(composed(["scale=full"])).eval.tasks
+    return parse_params(tasks[task], TaskParams, task).ground_truth.fields
 
 
 def read_task(directory: Path, task: str) -> list[Question]:

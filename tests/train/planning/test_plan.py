@@ -16,7 +16,8 @@ from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
-from nvlm.model.language import Stage, packed_mask
+from nvlm.model.attention import packed_mask
+from nvlm.model.language import Stage
 from nvlm.model.nvlm import NVLM
 from nvlm.model.vision import Projector
 from nvlm.parallel.grid import GridParams
@@ -135,7 +136,7 @@ def test_a_layers_activations_are_what_autograd_keeps(tensor, dtype, trainable):
         decoder = model.language_model.requires_grad_("language_model" in trainable)
         hidden = torch.randn(rows, length, 64, dtype=compute, requires_grad=True)
         angles = decoder.model.rotary_emb(hidden, torch.arange(length)[None])
-        mask = packed_mask(torch.ones(rows, length, dtype=torch.long), decoder, compute)
+        mask = packed_mask(torch.ones(rows, length, dtype=torch.long), compute)
         kept = kept_by_autograd(
             decoder.model.layers[0],
             hidden,
@@ -158,7 +159,7 @@ def test_the_projectors_activations_are_what_autograd_keeps():
 def full_params(grid: GridParams, **changes) -> TrainParams:
     base = train_params(GridParams(tensor=1), BOTH, 5)
     data = replace(base.data, sequence_length=3200, packing=False)
-    full = {"dtype": "bfloat16", "micro_batch": 1, "activation_checkpointing": True}
+    full = {"dtype": "bfloat16", "micro_batch": 1, "recompute_every": 1}
     return replace(base, data=data, grid=grid, **full | changes)
 
 
@@ -183,7 +184,7 @@ def test_a_stage_keeps_as_many_micro_batches_as_there_are_stages_after_it():
     # room to receive each micro-batch and its gradient into.
     more = many[1].activations - single[1].activations
     assert more == 2 * (21 * hidden + mask) + 2 * hidden * (32 - 1)
-    kept = full_params(grid, global_batch=128, activation_checkpointing=False)
+    kept = full_params(grid, global_batch=128, recompute_every=0)
     stages = plan_run(kept, PUBLISHED["72b"], 152576).stages
     assert [memory.peak for memory in stages] > [memory.peak for memory in many]
 

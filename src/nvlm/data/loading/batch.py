@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +24,21 @@ class Batch:
     """Packed rows. All tensors but ``tiles`` are int64."""
 
     input_ids: Tensor  # (B, S)
-    position_ids: Tensor  # (B, S), from 0 in each sample; 0 in padding
+    position_ids: Tensor  # (B, S), from 0 in each sample; padding goes on with the row's
     segment_ids: Tensor  # (B, S), 1, 2, ... for the samples of a row; 0 = padding
+    segment_lengths: Tensor  # (B, K), of the samples of a row, then of its padding, then zeros
     labels: Tensor  # (B, S), the id to predict (already shifted) or IGNORED
     visual_index: Tensor  # (B, S), position among the row's visual tokens, or TEXT
     tiles: Tensor  # (N, 3, H, W) uint8, row by row
     tiles_per_row: Tensor  # (B,)
+    lengths: list[int]  # of the rows without their padding
     keys: list[list[str]]  # of the samples in each row, to name them by
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: value.to(device) for name, value in values.items() if name != "keys"}
-        return Batch(**tensors, keys=self.keys)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return Batch(**(values | tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ def collate(rows: Sequence[Sequence[EncodedSample]], length: int) -> Batch:
     """
     arrays = {
         "input_ids": np.zeros((len(rows), length), dtype=np.int64),
-        "position_ids": np.zeros((len(rows), length), dtype=np.int64),
+        # Positions that began anew in the padding would look like another sample.
+        "position_ids": np.tile(np.arange(length, dtype=np.int64), (len(rows), 1)),
         "segment_ids": np.full((len(rows), length), PADDING_SEGMENT, dtype=np.int64),
         "labels": np.full((len(rows), length), IGNORED, dtype=np.int64),
         "visual_index": np.full((len(rows), length), TEXT, dtype=np.int64),
@@ -65,12 +69,19 @@ def collate(rows: Sequence[Sequence[EncodedSample]], length: int) -> Batch:
     for row, samples in enumerate(rows):
         _fill_row({name: array[row] for name, array in arrays.items()}, samples)
     tiles = np.concatenate([sample.tiles for samples in rows for sample in samples])
+    lengths = [sum(map(len, samples)) for samples in rows]
+    segments = [
+        [*map(len, samples), length - own] for samples, own in zip(rows, lengths, strict=True)
+    ]
+    longest = max(map(len, segments))
     return Batch(
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         tiles=torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))),
         tiles_per_row=torch.tensor(
             [sum(len(sample.tiles) for sample in samples) for samples in rows], dtype=torch.int64
         ),
+        segment_lengths=torch.tensor([own + [0] * (longest - len(own)) for own in segments]),
+        lengths=lengths,
         keys=[[sample.key for sample in samples] for samples in rows],
     )
 

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,29 +52,59 @@ class Record:
 
 
 def run_job(
-    params: SlurmParams, command: Sequence[str], *, processes: int, name: str, digest: str
+    params: SlurmParams,
+    command: Sequence[str],
+    *,
+    processes: int,
+    name: str,
+    digest: str,
+    stop_seconds: int,
+    progress: Callable[[], int],
 ) -> None:
     """Run ``command`` on ``processes`` ranks, in a job submitted now or by an earlier run.
 
-    ``digest``: of all that determines the run; ``name`` is for people. Raises UserError if the job
-    is refused or doesn't succeed, or after a SIGTERM; KeyboardInterrupt after a SIGINT.
+    ``digest``: of all that determines the run; ``name`` is for people. A job that ends at its time
+    limit is followed by another as long as ``progress`` grows, ``resubmit`` times at most. Raises
+    UserError if the job is refused or doesn't succeed, or after a SIGTERM; KeyboardInterrupt after
+    a SIGINT.
     """
-    ancestors = Ancestors()
     kept = RECORDS / f"{name}-{digest}.json"
+    text = batch_script(
+        params,
+        command,
+        processes=processes,
+        name=name,
+        log=str(LOGS / f"{name}-%j.log"),
+        environment={RUN: digest},
+        stop_seconds=stop_seconds,
+    )
+    for left in range(params.resubmit, -1, -1):
+        before = progress()
+        job, end = _run_once(params, command, name, kept, text)
+        if end == "COMPLETED":
+            return
+        if end != "TIMEOUT" or not left or progress() <= before:
+            log = LOGS / f"{name}-{job}.log"
+            raise UserError(_explained(job, end, log, params))
+        print(
+            f"job {job} reached its time limit at {progress()} (before it {before}): another goes "
+            f"on from there, and {left - 1} may follow",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _run_once(
+    params: SlurmParams, command: Sequence[str], name: str, kept: Path, text: str
+) -> tuple[str, str]:
+    """One job, to its end: its id, and the state in which it ended."""
+    ancestors = Ancestors()
     with _signals() as signals:
         _refuse_a_second_run(list(command), kept)
         record, waiting = _running(kept, params, signals, ancestors), None
         if record is None:
             script = kept.with_suffix(".sh")
             LOGS.mkdir(parents=True, exist_ok=True)
-            text = batch_script(
-                params,
-                command,
-                processes=processes,
-                name=name,
-                log=str(LOGS / f"{name}-%j.log"),
-                environment={RUN: digest},
-            )
             write_text(script, text)
             job, waiting = queue.submit(script)
             record = Record(job=job, command=list(command))
@@ -95,8 +125,7 @@ def run_job(
                 f"scancel: try scancel {record.job}, or start the stage again to wait for the job"
             )
     kept.unlink()
-    if end != "COMPLETED":
-        raise UserError(_explained(record.job, end, log, params))
+    return record.job, end
 
 
 @contextmanager
@@ -214,7 +243,10 @@ def _explained(job: str, end: str, log: Path, params: SlurmParams) -> str:
     """
     again = "run the stage again to go on from its last snapshot"
     if end == "TIMEOUT":
-        return f"job {job} reached launch.slurm.time, {params.time}: {again}, or raise the limit"
+        return (
+            f"job {job} reached launch.slurm.time, {params.time}: {again}, raise the limit, or let "
+            "launch.slurm.resubmit do so as long as it advances"
+        )
     if end == "CANCELLED":
         return f"job {job} was cancelled: {again}"
     text = log.read_text(errors="replace") if log.is_file() else ""

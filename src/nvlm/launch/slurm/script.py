@@ -11,8 +11,6 @@ from nvlm.errors import UserError
 
 # What sbatch(1) takes for --time.
 TIME_LIMIT = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d(:\d\d){0,2}")
-# Before the time limit ranks get SIGTERM; what a step, and saving the state after it, may take.
-SECONDS_TO_STOP = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +20,7 @@ class SlurmParams:
     partition: str | None  # null: the cluster's default
     account: str | None  # null: the user's default
     time: str  # limit of a job, as sbatch's --time; the next run goes on from its last snapshot
+    resubmit: int  # jobs that may follow one that reached its limit, as long as the run advances
     ranks_per_node: int  # one a GPU; a larger grid fills nodes of this many
     gpus: bool  # ask for a GPU a rank; false: the CPU, or a request among the options
     cpus_per_rank: int
@@ -37,6 +36,8 @@ class SlurmParams:
         for name in ("ranks_per_node", "cpus_per_rank", "port", "poll_seconds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} should be 1 or more")
+        if self.resubmit < 0:
+            raise ValueError(f"resubmit: {self.resubmit} should be 0 or more")
         for name in ("options", "srun"):
             for option in getattr(self, name):
                 if not option.startswith("-") or "\n" in option:
@@ -66,11 +67,13 @@ def batch_script(
     name: str,
     log: str,
     environment: dict[str, str],
+    stop_seconds: int,
 ) -> str:
     """The script that runs ``command`` (a Python script and its arguments) on ``processes`` ranks.
 
     ``log``: where its output goes, ``%j`` being the job; ``environment``: what the ranks find set
-    besides the submitter's own environment. The same arguments give the same text.
+    besides the submitter's own environment; ``stop_seconds``: between the SIGTERM that ranks get
+    and the job's limit. The same arguments give the same text.
     """
     nodes, ranks = params.nodes(processes)
     cpus = ranks * params.cpus_per_rank
@@ -82,7 +85,7 @@ def batch_script(
         f"--cpus-per-task={cpus}",
         *([f"--gpus-per-node={ranks}"] if params.gpus else []),
         f"--time={params.time}",
-        f"--signal=TERM@{SECONDS_TO_STOP}",
+        f"--signal=TERM@{stop_seconds}",
         "--no-requeue",  # whoever waits for the job decides whether it runs again
         *([f"--partition={params.partition}"] if params.partition else []),
         *([f"--account={params.account}"] if params.account else []),
@@ -91,7 +94,7 @@ def batch_script(
     # srun does not take over the CPUs of a task since Slurm 22.05.
     srun = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *params.srun]
     torchrun = f"torchrun --nnodes {nodes} --nproc-per-node {ranks} --rdzv-backend c10d"
-    exported = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_STOP), **environment}
+    exported = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(stop_seconds), **environment}
     return "\n".join(
         [
             "#!/bin/bash",

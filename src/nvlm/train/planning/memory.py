@@ -25,7 +25,6 @@ from nvlm.checkpoint.format.architecture import (
     LanguageArchitecture,
     VisionArchitecture,
 )
-from nvlm.model.language import FLASH_ATTENTION
 from nvlm.model.nvlm import NVLM
 from nvlm.train.params import TrainParams
 
@@ -127,7 +126,8 @@ def rank_memory(
     if fully_sharded:
         # A pipeline's stage is gathered as a whole from its first backward pass to its last
         # (torch.distributed.pipelining); otherwise a unit is, and the next one is on its way.
-        gathered = width * (sum(units) if grid.pipeline > 1 else sum(units[:2]))
+        stays = grid.pipeline > 1 or params.keep_gathered
+        gathered = width * (sum(units) if stays else sum(units[:2]))
         accumulated = FP32 * (sum(units) if micro_batches > 1 else sum(units[:2]))
     elif micro_batches > 1:
         accumulated = state.gradients  # in place, where AdamW reads them
@@ -137,10 +137,11 @@ def rank_memory(
     # 1F1B: stage p has P - p micro-batches under way (Narayanan et al. 2021, section 2.2.1).
     under_way = min(grid.pipeline - stage, micro_batches)
     whole = layer_activations(language, params)
-    kept = layers * (hidden if params.activation_checkpointing else whole)
-    if params.attention != FLASH_ATTENTION:
+    recomputed = -(-layers // params.recompute_every) if params.recompute_every else 0
+    kept = recomputed * hidden + (layers - recomputed) * whole
+    if _masked(params):
         kept += width * tokens * params.data.sequence_length  # the mask, which all layers share
-    again = whole if params.activation_checkpointing else 0
+    again = whole if recomputed else 0
     if stage == 0:
         kept += projector_activations(architecture, params, tiles)
     if is_last:
@@ -179,13 +180,12 @@ def layer_activations(language: LanguageArchitecture, params: TrainParams) -> in
     """Bytes that autograd keeps of one decoder layer and micro-batch.
 
     A token: both norms; queries and attention's output 2 w h / t, keys and values 2 w k / t (2 w h
-    / t where SDPA has them repeated for their queries: not FlashAttention, nor a rank with one
-    group), logarithms 4 a / t; gate, its SiLU, up and, where the decoder is trained, their product
-    4 w f / t; dropout 2 h.
+    / t where they are repeated for their queries, which a mask asks for), logarithms 4 a / t; gate,
+    its SiLU, up and, where the decoder is trained, their product 4 w f / t; dropout 2 h.
     """
     width, tensor = _width(params), params.grid.tensor
     hidden = language.hidden_size
-    repeated = params.attention != FLASH_ATTENTION and language.query_groups > tensor
+    repeated = _masked(params) and language.query_groups > tensor
     keys = hidden if repeated else language.query_groups * language.head_size
     attention = 2 * width * (hidden + keys) // tensor
     inner = (4 if _trains_decoder(params) else 3) * width * language.ffn_hidden_size // tensor
@@ -233,6 +233,11 @@ def _tower(vision: VisionArchitecture, params: TrainParams, tiles: int, width: i
 def _width(params: TrainParams) -> int:
     compute: torch.dtype = getattr(torch, params.dtype)
     return compute.itemsize
+
+
+def _masked(params: TrainParams) -> bool:
+    """Whether attention needs a mask on a GPU (``nvlm.train.decoder.uses_varlen``)."""
+    return params.data.packing and (params.dtype == "float32" or params.attention_dropout > 0)
 
 
 def _trains_decoder(params: TrainParams) -> bool:

@@ -153,7 +153,7 @@ def _shard(model: NVLM, params: TrainParams, mesh: Mesh) -> tuple[ModelState, li
         parameter.requires_grad_(name.split(".")[0] in params.trainable)
     units = unit_sizes(model)
     if mesh.grid.data > 1 or compute != torch.float32:
-        apply_data_parallel(model, mesh, compute)
+        apply_data_parallel(model, mesh, compute, keep_gathered=params.keep_gathered)
     return model_state(model, compute), units
 
 
@@ -173,6 +173,7 @@ def rehearsal(grid: GridParams) -> Iterator[Mesh]:
             whole=whole,
             data=whole["replicate", "shard"]._flatten("data"),
             replica=whole["pipeline", "tensor"]._flatten("replica"),
+            files=None,
         )
     finally:
         dist.destroy_process_group()

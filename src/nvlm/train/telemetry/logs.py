@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Logs:
     """Collects points, and writes them beside each other in a directory that git and DVC ignore.
 
-    NAME_speed.csv, NAME_online.csv, and NAME_tensorboard/ (with the curves) where it is asked for.
+    NAME_speed.csv and NAME_curves.csv (at each snapshot), NAME_online.csv, and NAME_tensorboard/
+    where it is asked for.
     """
 
     def __init__(self, directory: Path, name: str, *, tensorboard: bool) -> None:
@@ -52,11 +53,13 @@ class Logs:
         """Go on from ``state``."""
         self.timings, self.scores = (list(rows) for rows in state)
 
-    def write(self) -> None:
-        """Write the timings, and what TensorBoard has not written yet."""
-        write_text(self._file("speed.csv"), points_text(self.timings))
+    def write(self, curves: Sequence[Mapping[str, float]]) -> None:
+        """Write the timings, and the ``curves`` so far: a running or dead run can be looked at."""
+        for name, points in (("speed.csv", self.timings), ("curves.csv", curves)):
+            if points:
+                write_text(self._file(name), points_text(points))
         if self.writer is not None:
-            self.writer.close()
+            self.writer.flush()
 
     def _file(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}_{what}")

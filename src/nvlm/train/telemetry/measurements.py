@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import resource
+from collections.abc import Mapping
 
 import torch
 
@@ -26,26 +28,46 @@ def measurements(
     """
     grid, device = trainer.mesh.grid, trainer.mesh.device
     rows, length = batch.input_ids.shape
-    tokens = int(batch.segment_ids.gt(0).sum())
-    flops = grid.data * step_flops(
-        trainer.model.architecture,
-        trainable=params.trainable,
-        rows=rows,
-        sequence_length=length,
-        tiles=batch.tiles.shape[0],
-        answers=int(batch.labels.ne(IGNORED).sum()),
+    tokens = sum(batch.lengths)
+    answers = int(batch.labels.ne(IGNORED).sum())
+    flops, needed = (
+        grid.data
+        * step_flops(
+            trainer.model.architecture,
+            trainable=params.trainable,
+            lengths=lengths,
+            tiles=batch.tiles.shape[0],
+            answers=answers,
+        )
+        for lengths in ([length] * rows, batch.lengths)
     )
-    peak = peak_flops(device)
+    peak = (peak_flops(device) or math.inf) * grid.processes * seconds
     return {
         "seconds": seconds,
         "tokens_per_second": tokens * grid.data / seconds,
+        "tokens_per_second_a_rank": tokens * grid.data / seconds / grid.processes,
         "tiles_per_second": batch.tiles.shape[0] * grid.data / seconds,
         "waiting_for_data": waited / seconds,
         "padding": 1 - tokens / batch.segment_ids.numel(),
         "peak_memory_gib": _peak_memory(device) / GIB,
         "teraflops_per_second": flops / seconds / 1e12,
-        "flops_utilization": flops / seconds / (peak * grid.processes) if peak else 0.0,
+        "flops_utilization": flops / peak,
+        "utilization_without_padding": needed / peak,
     }
+
+
+def line(step: int, steps: int, point: Mapping[str, float], measured: Mapping[str, float]) -> str:
+    """What a person reads of ``step``, on whatever stderr is."""
+    left = (steps - step) * measured["seconds"] / 3600
+    return (
+        f"step {step}/{steps}  loss {point['loss']:.4f}  norm {point['grad_norm']:.3f}  "
+        f"lr {point['lr']:.2e}  {measured['seconds']:.3f} s  "
+        f"{measured['tokens_per_second_a_rank']:,.0f} tokens/s a rank  "
+        f"utilization {measured['flops_utilization']:.1%} "
+        f"({measured['utilization_without_padding']:.1%} without padding)  "
+        f"{measured['peak_memory_gib']:.1f} GiB  data {measured['waiting_for_data']:.0%}  "
+        f"{left:.1f} h left"
+    )
 
 
 def _peak_memory(device: torch.device) -> int:
