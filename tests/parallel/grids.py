@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -131,6 +132,7 @@ def train_params(grid: GridParams, trainable: list[str], steps: int) -> TrainPar
         attention_dropout=0.0,
         hidden_dropout=0.0,
         dtype="float32",
+        sequence_parallel=grid.tensor > 1,
         deterministic=True,
         recompute_every=0,
         keep_gathered=False,
@@ -175,12 +177,20 @@ def write_logits(checkpoint: Path, grid: GridParams, out: Path) -> None:
             torch.save(inputs[..., :VOCABULARY], out)
 
 
-def write_losses(checkpoint: Path, grid: GridParams, trainable: list[str], out: Path) -> None:
-    """Worker: (loss, gradient norm) of 20 steps, and the checkpoint after them."""
+def write_losses(
+    checkpoint: Path,
+    grid: GridParams,
+    trainable: list[str],
+    out: Path,
+    steps: int = 20,
+    changes: dict[str, Any] | None = None,
+) -> None:
+    """Worker: (loss, gradient norm) of some steps, and the checkpoint after them."""
     with parallel_mesh(grid) as mesh:
-        trainer = Trainer(train_params(grid, trainable, 20), checkpoint, mesh)
+        params = replace(train_params(grid, trainable, 20), **(changes or {}))
+        trainer = Trainer(params, checkpoint, mesh)
         history = []
-        for step in range(1, 21):
+        for step in range(1, steps + 1):
             batch = share(make_batch(8, seed=step), mesh.data_rank, grid.data)
             result = trainer.step(step, batch)
             history.append((result.loss, result.gradient_norm))

@@ -108,6 +108,40 @@ def test_fine_tuning_curves_equal_one_process(name, alone, tmp_path):
     assert history[-1, 0] < history[0, 0]
 
 
+def losses(directory, grid, steps, **changes):
+    """(loss, gradient norm) of ``steps`` steps that train everything."""
+    checkpoint = make_checkpoint(directory, "qwen2", grid)
+    both = ["vision_projection", "language_model"]
+    launch(write_losses, grid.processes, checkpoint, grid, both, directory, steps, changes)
+    return torch.load(directory / "history.pt")
+
+
+def test_whole_sequences_on_every_tensor_rank_give_the_same_curve(alone, tmp_path):
+    """Other tests split them: sequence parallelism can be left out."""
+    history = losses(tmp_path, GRIDS["TP=2"], 20, sequence_parallel=False)
+    expected = alone("qwen2", ["vision_projection", "language_model"])
+    torch.testing.assert_close(history, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_full_scales_combination_equals_one_process(tmp_path):
+    """Every kind of parallelism at once, bf16, recomputation, several micro-batches, parameters
+    that stay gathered: eight ranks against one that does the same samples."""
+    full = {"dtype": "bfloat16", "micro_batch": 2, "recompute_every": 1, "keep_gathered": True}
+    grid = GridParams(tensor=2, pipeline=2, shard=2)
+    eight = losses(tmp_path / "eight", grid, 6, **full)
+    one = losses(tmp_path / "one", GridParams(tensor=1), 6, **full)
+    torch.testing.assert_close(eight, one, atol=0.02, rtol=0.02)
+    assert one[-1, 0] < one[0, 0]
+
+
+def test_compiled_layers_run_again_on_tensor_ranks(tmp_path):
+    """transformers' own checkpointing lies within what is compiled, and fails there: the mesh of a
+    DTensor would be saved for the backward pass."""
+    plain = losses(tmp_path / "plain", GRIDS["TP=2"], 3)
+    both = losses(tmp_path / "both", GRIDS["TP=2"], 3, compile=True, recompute_every=1)
+    torch.testing.assert_close(both, plain, atol=1e-5, rtol=1e-5)
+
+
 def test_pretraining_curve_equals_one_process_and_freezes_the_rest(alone, tmp_path):
     grid = GRIDS["TP=2"]
     checkpoint = make_checkpoint(tmp_path, "llama", grid)

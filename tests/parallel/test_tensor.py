@@ -10,6 +10,7 @@ from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import parallel_mesh
+from nvlm.parallel.sequence import SequenceSplit
 from nvlm.parallel.tensor import VocabularyParallel
 
 ROWS, WIDTH, RANKS = 12, 4, 2
@@ -41,7 +42,7 @@ def check_embedding():
     assert whole.weight.grad is not None
     with parallel_mesh(GridParams(tensor=RANKS)) as mesh:
         parallelize_module(split, mesh.tensor, VocabularyParallel())
-        embedded = split(ids)
+        embedded = SequenceSplit(mesh.tensor).summed(split(ids))
         with Shapes() as shapes:
             (embedded * weights).sum().backward()
         mine = slice(mesh.tensor_rank * ROWS // RANKS, (mesh.tensor_rank + 1) * ROWS // RANKS)

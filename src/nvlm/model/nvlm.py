@@ -8,6 +8,7 @@ C channels of a visual token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,18 @@ from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.model.attention import VARLEN, packed_mask, varlen_inputs
 from nvlm.model.language import Stage, build_decoder
 from nvlm.model.vision import Projector, build_tower, tile_features
+
+
+class Split(Protocol):
+    """How hidden states lie over tensor-parallel ranks (nvlm.parallel.sequence)."""
+
+    active: bool
+
+    def summed(self, part: Tensor) -> Tensor:
+        """A rank's part of the sum that hidden states are, as they lie between layers."""
+
+    def gathered(self, hidden: Tensor) -> Tensor:
+        """Hidden states as they lie between layers, whole."""
 
 
 class NVLM(nn.Module):
@@ -33,6 +46,7 @@ class NVLM(nn.Module):
         self.vision_model = build_tower(architecture.vision) if stage.is_first else None
         self.vision_projection = Projector(architecture) if stage.is_first else None
         self.language_model = build_decoder(architecture.language, padded_vocabulary, stage)
+        self.split: Split | None = None  # of hidden states over tensor-parallel ranks
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """Tower features (N, V, C) of ``tiles`` (N, 3, H, W) uint8, without a graph."""
@@ -44,18 +58,20 @@ class NVLM(nn.Module):
     ) -> Tensor:
         """Decoder inputs (B, S, H): text embeddings, and projected features at image positions.
 
+        Split over tensor-parallel ranks, both are a rank's part of a sum, and so is their union.
+
         ``visual_index`` (B, S) points into the row's own ``features`` (B, T * V, C), -1 is text.
         Without them all is text.
         """
         assert self.vision_projection is not None
         text = self.language_model.model.embed_tokens(input_ids)  # (B, S, H)
-        if visual_index is None or features is None:
-            return text
-        is_visual = visual_index >= 0
-        rows = is_visual.nonzero()[:, 0]
-        # Gathered before they are projected: rows have different numbers of tiles.
-        visual = self.vision_projection(features[rows, visual_index[is_visual]])  # (visual, H)
-        return text.index_put((is_visual,), visual)
+        if visual_index is not None and features is not None:
+            is_visual = visual_index >= 0
+            rows = is_visual.nonzero()[:, 0]
+            # Gathered before they are projected: rows have different numbers of tiles.
+            visual = self.vision_projection(features[rows, visual_index[is_visual]])  # (visual, H)
+            text = text.index_put((is_visual,), visual)
+        return text if self.split is None else self.split.summed(text)
 
     def forward(
         self,
@@ -71,7 +87,8 @@ class NVLM(nn.Module):
     ) -> Tensor:
         """One stage of the forward pass: hidden states (B, S, H), normalised on the last stage.
 
-        ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it. Who sees
+        ``inputs``: token ids (B, S) on the first stage, hidden states (B, S, H) after it; between
+        stages a rank's part of them, where they are split over the sequence. Who sees
         whom is told by ``segment_ids`` (B, S) of packed rows (``segment_lengths`` beside them where
         the decoder's attention is VARLEN), or by ``attention_mask`` (B, K), 1 where a token is,
         over the K positions that ``cache`` holds after this call; without them all that is before.
@@ -86,13 +103,16 @@ class NVLM(nn.Module):
                 seen |= varlen_inputs(segment_lengths)
             else:
                 seen["attention_mask"] = packed_mask(segment_ids, inputs.dtype)
-        return self.language_model.model(
+        hidden: Tensor = self.language_model.model(
             inputs_embeds=inputs,
             **seen,
             position_ids=position_ids,
             cache=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+        if self.stage.is_last and self.split is not None:
+            return self.split.gathered(hidden)
+        return hidden
 
     @torch.no_grad()
     def generate(

@@ -37,10 +37,15 @@ def observed(model: NVLM) -> Iterator[None]:
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
+    split = model.split is not None and model.split.active
+    if model.split is not None:
+        model.split.active = False  # one token is not shared out
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
+        if model.split is not None:
+            model.split.active = split
         for module in training:
             module.training = True
         for module in model.modules():

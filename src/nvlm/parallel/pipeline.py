@@ -129,7 +129,10 @@ class StepRunner:
         language = self.model.architecture.language
         assert language is not None
         micro = (self.micro_batch, length)
-        hidden = torch.empty(*micro, language.hidden_size, dtype=self.compute, device="meta")
+        whole = torch.empty(*micro, language.hidden_size, dtype=self.compute, device="meta")
+        split = self.model.split
+        ranks = self.mesh.tensor.size() if split is not None and split.active else 1
+        hidden = whole[:, : length // ranks].clone()  # what stages send one another
         hidden.requires_grad_()  # tells the stages that gradients come back
         tokens = torch.empty(*micro, dtype=torch.long, device="meta")
         stage = PipelineStage(
@@ -138,7 +141,7 @@ class StepRunner:
             self.mesh.pipeline.size(),
             self.mesh.device,
             input_args=tokens if self.mesh.is_first else hidden,
-            output_args=hidden,
+            output_args=whole if self.mesh.is_last else hidden,
             group=self.mesh.pipeline.get_group(),
         )
         return Schedule1F1B(stage, rows // self.micro_batch, loss_fn=self._loss, scale_grads=False)

@@ -2,8 +2,7 @@
 
 Megatron's layout: queries, keys, values, gate and up split by output (column), attention output
 and down by input (row), embedding and head by vocabulary. A layer costs two all-reduces forward and
-two backward: attention and MLP take their input as one DTensor, so that the gradients of its three
-(or two) readers are summed before they are reduced.
+two backward, or as many pairs of reduce-scatter and all-gather (``nvlm.parallel.sequence``).
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
     parallelize_module,
 )
 from torch.nn import functional
 
 from nvlm.errors import UserError
 from nvlm.model.nvlm import NVLM
+from nvlm.parallel.sequence import RowwisePartial, RowwiseSplit, SequenceSplit
 
 
 def apply_tensor_parallel(model: NVLM, mesh: DeviceMesh, *, gather_logits: bool = False) -> None:
@@ -44,16 +42,10 @@ def apply_tensor_parallel(model: NVLM, mesh: DeviceMesh, *, gather_logits: bool 
         )
     if size == 1:
         return
+    split = SequenceSplit(mesh)
     plan: dict[str, ParallelStyle] = {
-        "model.layers.*.self_attn": PrepareModuleInput(
-            input_kwarg_layouts={"hidden_states": Replicate()},
-            desired_input_kwarg_layouts={"hidden_states": Replicate()},
-        ),
-        "model.layers.*.mlp": PrepareModuleInput(
-            input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),)
-        ),
-        "model.layers.*.self_attn.o_proj": RowwiseParallel(),
-        "model.layers.*.mlp.down_proj": RowwiseParallel(),
+        "model.layers.*.self_attn.o_proj": RowwiseSplit(split),
+        "model.layers.*.mlp.down_proj": RowwiseSplit(split),
     }
     for column in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
         plan[f"model.layers.*.{column}"] = ColwiseParallel()
@@ -64,12 +56,16 @@ def apply_tensor_parallel(model: NVLM, mesh: DeviceMesh, *, gather_logits: bool 
         projector: nn.Module | None = model.vision_projection
         assert projector is not None
         parallelize_module(
-            projector, mesh, {"linear_1": ColwiseParallel(), "linear_2": RowwiseParallel()}
+            projector, mesh, {"linear_1": ColwiseParallel(), "linear_2": RowwisePartial()}
         )
     if model.stage.is_last:
         logits = Replicate() if gather_logits else Shard(-1)
         plan["lm_head"] = ColwiseParallel(output_layouts=logits)
     parallelize_module(model.language_model, mesh, plan)
+    for layer in model.language_model.model.layers:
+        split.enter(layer.self_attn)
+        split.enter(layer.mlp)
+    model.split = split
 
 
 class VocabularyParallel(ParallelStyle):
@@ -88,17 +84,15 @@ class VocabularyParallel(ParallelStyle):
 
 
 def _look_up(module: nn.Embedding, mesh: DeviceMesh, input_ids: Tensor) -> Tensor:
-    """Embeddings (B, S, H) of ``input_ids`` (B, S), each from the rank that holds its row."""
+    """This rank's part of the embeddings (B, S, H) of ``input_ids`` (B, S): zeros where another
+    rank holds the row. ``NVLM.embed`` has them summed, together with the projector's."""
     weight = module.weight
     assert isinstance(weight, DTensor)
     held = weight.to_local()  # (rows, H)
     places = input_ids - mesh.get_local_rank() * len(held)
     elsewhere = (places < 0) | (places >= len(held))
     found = functional.embedding(places.masked_fill(elsewhere, 0), held)
-    part = found.masked_fill(elsewhere[..., None], 0)
-    whole = DTensor.from_local(part, mesh, [Partial()], run_check=False).full_tensor()
-    assert isinstance(whole, Tensor)
-    return whole
+    return found.masked_fill(elsewhere[..., None], 0)
 
 
 def encode_shared(model: NVLM, tiles: Tensor, group: dist.ProcessGroup, chunk: int) -> Tensor:

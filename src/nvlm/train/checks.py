@@ -30,6 +30,11 @@ def check_run(params: TrainParams, checkpoint: Path) -> None:
             f" and grid asks for {grid.tensor} x {grid.pipeline}: change the layout, or the grid"
         )
     check_sequence(params.data, manifest.architecture)
+    if params.sequence_parallel and params.data.sequence_length % grid.tensor:
+        raise UserError(
+            f"data.sequence_length: {params.data.sequence_length} should be a multiple of the "
+            f"{grid.tensor} tensor ranks that share it, or sequence_parallel be false"
+        )
 
 
 def check_sequence(data: LoaderParams, architecture: Architecture) -> int:

@@ -40,6 +40,7 @@ class TrainParams:
     attention_dropout: float  # of the decoder, as Megatron's --attention-dropout
     hidden_dropout: float  # of what attention and MLP add, as Megatron's --hidden-dropout
     dtype: str  # of computation; masters of what is trained and reductions are fp32
+    sequence_parallel: bool  # split norms and the residual stream over the tensor ranks
     deterministic: bool  # the same bytes at every run on the same machines; some kernels are slower
     recompute_every: int  # every n-th decoder layer runs again in the backward pass; 0: none does
     keep_gathered: bool  # FSDP2 gathers once a step, not once a micro-batch: faster, more memory

@@ -26,7 +26,7 @@ WATCHING = ("online", "tensorboard", "log_every", "snapshot_every", "snapshots_k
 # How the work is shared out: the mathematics is the same, the order of sums and samples is not.
 SHARING = (
     *("grid.replicate", "grid.shard", "data.workers", "micro_batch", "tile_chunk"),
-    *("recompute_every", "keep_gathered", "compile", "deterministic"),
+    *("recompute_every", "keep_gathered", "compile", "deterministic", "sequence_parallel"),
 )
 
 

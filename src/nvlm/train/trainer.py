@@ -17,6 +17,7 @@ from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.loss import turn_weights
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.pipeline import StepRunner
+from nvlm.parallel.sequence import reduce_norms
 from nvlm.parallel.state import load_model
 from nvlm.train.decoder import prepare_decoder
 from nvlm.train.optimizer import build_optimizer, clip_gradients, learning_rate
@@ -47,6 +48,8 @@ class Trainer:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         compute: torch.dtype = getattr(torch, params.dtype)
         self.model = load_model(checkpoint, mesh, compute, trained=params.trainable)
+        if self.model.split is not None:
+            self.model.split.active = params.sequence_parallel
         prepare_decoder(self.model.language_model, params, mesh.device)
         if mesh.grid.data > 1 or compute != torch.float32:
             apply_data_parallel(self.model, mesh, compute, keep_gathered=params.keep_gathered)
@@ -75,6 +78,8 @@ class Trainer:
             group["lr"] = rate
         losses, weight = self._accumulate(batch)
         loss, stopping = self._sum_up(losses, weight, stop)
+        if self.model.split is not None and self.model.split.active:
+            reduce_norms(self.model.language_model, self.mesh.tensor)
         norm = clip_gradients(self.model.parameters(), self.params.clip_grad, self.mesh).item()
         if not (math.isfinite(loss) and norm <= self.params.stop_above_norm):
             raise UserError(
