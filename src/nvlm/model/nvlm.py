@@ -35,7 +35,11 @@ class Split(Protocol):
 
 
 class NVLM(nn.Module):
-    """Vision tower and projector (on the first stage) and the stage's decoder layers."""
+    """Vision tower, projector (on the first stage) and the stage's decoder layers.
+
+    Every stage holds the tower, which is frozen and small beside the decoder: all of a replica's
+    ranks share the tiles, where those of the first stage alone would keep the others waiting.
+    """
 
     def __init__(self, architecture: Architecture, padded_vocabulary: int, stage: Stage) -> None:
         super().__init__()
@@ -43,14 +47,13 @@ class NVLM(nn.Module):
         self.architecture = architecture
         self.vocabulary = architecture.language.vocabulary
         self.stage = stage
-        self.vision_model = build_tower(architecture.vision) if stage.is_first else None
+        self.vision_model = build_tower(architecture.vision)
         self.vision_projection = Projector(architecture) if stage.is_first else None
         self.language_model = build_decoder(architecture.language, padded_vocabulary, stage)
         self.split: Split | None = None  # of hidden states over tensor-parallel ranks
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """Tower features (N, V, C) of ``tiles`` (N, 3, H, W) uint8, without a graph."""
-        assert self.vision_model is not None
         return tile_features(self.vision_model, tiles)
 
     def embed(

@@ -54,11 +54,12 @@ class StepRunner:
         stage, zeros on the others.
         """
         self.scale = scale
+        group = self.mesh.replica.get_group()
+        encoded = encode_shared(self.model, batch.tiles, group, self.tile_chunk)
         features = None
         if self.mesh.is_first:
-            group = self.mesh.tensor.get_group()
-            encoded = encode_shared(self.model, batch.tiles, group, self.tile_chunk)
             features = features_by_row(encoded, batch.tiles_per_row)
+        del encoded
         context: AbstractContextManager[None] = (
             loss_parallel() if self.mesh.tensor.size() > 1 else nullcontext()
         )

@@ -1,7 +1,7 @@
 """A model out of a checkpoint on disk, and a checkpoint out of a model, one rank at a time.
 
 A rank opens the files of its own tensor-parallel rank and pipeline stage, and no others; only the
-frozen vision tower, which every rank of the first stage holds whole, is merged from all of them.
+frozen vision tower, which every rank holds whole, is merged from all of them.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _files(manifest: Manifest, stage: Stage, mesh: Mesh) -> list[str]:
     layers = [layer_part(LANGUAGE, layer) for layer in range(stage.first, stage.last)]
     last = [f"{LANGUAGE}.head"] if stage.is_last else []
     files = [part_path(mesh.tensor_rank, part) for part in (*first, *layers, *last)]
-    tower = [name for name in manifest.files if f"/{VISION}." in name] if stage.is_first else []
+    tower = [name for name in manifest.files if f"/{VISION}." in name]
     return [*files, *tower]
 
 
@@ -132,9 +132,9 @@ def _read_shards(
     architecture = manifest.architecture.language
     assert architecture is not None
     stage = model.stage
+    for name, tensor in read_vision_tower(checkpoint).items():
+        yield f"vision_model.{name}", tensor
     if stage.is_first:
-        for name, tensor in read_vision_tower(checkpoint).items():
-            yield f"vision_model.{name}", tensor
         for name, tensor in projector.to_model(read_part(checkpoint, rank, PROJECTION)).items():
             yield f"{PROJECTION}.{name}", tensor
         embedding = read_part(checkpoint, rank, f"{LANGUAGE}.embedding")

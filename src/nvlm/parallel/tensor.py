@@ -98,7 +98,7 @@ def _look_up(module: nn.Embedding, mesh: DeviceMesh, input_ids: Tensor) -> Tenso
 def encode_shared(model: NVLM, tiles: Tensor, group: dist.ProcessGroup, chunk: int) -> Tensor:
     """Tower features (N, V, C) of ``tiles`` (N, 3, H, W), shared out over the ranks of ``group``.
 
-    Each rank holds the whole frozen tower and encodes every k-th part of the tiles, at most
+    Each rank holds the whole frozen tower and encodes one of equal parts of the tiles, at most
     ``chunk`` at once; the features are gathered. Megatron shards the tower by padded heads instead
     (25 heads as 32 at TP=8) and pays two all-reduces a layer.
     """

@@ -5,8 +5,9 @@ engine's own code on the meta device. Activations are a formula: that of Korthik
 ("Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198, section 4.1),
 which adds up what autograd keeps of each operation, worked out again for transformers' Llama and
 Qwen2 (RMSNorm in fp32, grouped keys, gated MLP, no dropout) and for attention without S^2 scores.
-Activations of tensor-parallel ranks are whole where Megatron-LM's sequence parallelism would split
-them. The allocator's fragments, the CUDA context and NCCL's buffers are not in it.
+With sequence parallelism what lies between the blocks is divided by the tensor ranks, but for the
+blocks' inputs, which autograd keeps gathered (Megatron-LM gathers them again). The allocator's
+fragments, the CUDA context and NCCL's buffers are not in it.
 
 Symbols: w bytes of a number in the computation's dtype; h hidden size, f FFN size, a heads, k
 channels of all keys; t tensor-parallel ranks; S tokens a row; P pipeline stages.
@@ -23,7 +24,6 @@ from torch.distributed.tensor import DTensor
 from nvlm.checkpoint.format.architecture import (
     Architecture,
     LanguageArchitecture,
-    VisionArchitecture,
 )
 from nvlm.model.nvlm import NVLM
 from nvlm.train.params import TrainParams
@@ -133,7 +133,8 @@ def rank_memory(
         accumulated = state.gradients  # in place, where AdamW reads them
     else:
         accumulated = 0
-    hidden = width * language.hidden_size * tokens  # of one micro-batch
+    # Of one micro-batch, between layers and between stages.
+    hidden = width * language.hidden_size * tokens // _sequence_ranks(params)
     # 1F1B: stage p has P - p micro-batches under way (Narayanan et al. 2021, section 2.2.1).
     under_way = min(grid.pipeline - stage, micro_batches)
     whole = layer_activations(language, params)
@@ -150,7 +151,8 @@ def rank_memory(
         kept += hidden  # what it sends on, kept for the backward pass
         again += hidden * micro_batches * ((stage > 0) + (not is_last))  # to receive into
     # Every position an answer: a text of one turn comes near it.
-    head = ((width + LOSS_BYTES) * padded_vocabulary // grid.tensor) * tokens + hidden
+    head = ((width + LOSS_BYTES) * padded_vocabulary // grid.tensor) * tokens
+    head += width * language.hidden_size * tokens
     return RankMemory(
         parameters=state.parameters,
         frozen=state.frozen,
@@ -159,7 +161,7 @@ def rank_memory(
         gathered=gathered,
         accumulated=accumulated,
         batch=_batch(architecture, params, rows, tiles, width, is_first=stage == 0),
-        tower=_tower(architecture.vision, params, rows * tiles, width) if stage == 0 else 0,
+        tower=_tower(architecture, params, rows * tiles, width, is_first=stage == 0),
         activations=under_way * kept + again,
         logits=head if is_last else 0,
         clipping=8 * state.largest,
@@ -170,10 +172,12 @@ def norm_activations(language: LanguageArchitecture, params: TrainParams) -> int
     """Bytes a token of an RMSNorm and of what reads it: 4 h + 4 + 2 w h.
 
     Its input in fp32, one inverse root, the normalised input, and the output; the last two are for
-    the weights' gradients, and are not kept where the decoder is frozen.
+    the weights' gradients, and are not kept where the decoder is frozen. Sequence parallelism
+    divides all but the output, which is gathered before it is read.
     """
-    kept = 2 * _width(params) * language.hidden_size if _trains_decoder(params) else 0
-    return FP32 * (language.hidden_size + 1) + kept
+    width, ranks = _width(params) * language.hidden_size, _sequence_ranks(params)
+    normalised, output = (width, width) if _trains_decoder(params) else (0, 0)
+    return (FP32 * (language.hidden_size + 1) + normalised) // ranks + output
 
 
 def layer_activations(language: LanguageArchitecture, params: TrainParams) -> int:
@@ -223,16 +227,31 @@ def _batch(
     return tokens + pixels + (2 * width * features if is_first else 0)
 
 
-def _tower(vision: VisionArchitecture, params: TrainParams, tiles: int, width: int) -> int:
-    """The widest place of a layer without a graph: residual, norm, and both sides of GELU."""
-    chunk = min(params.tile_chunk, -(-tiles // params.grid.tensor))
+def _tower(
+    architecture: Architecture, params: TrainParams, tiles: int, width: int, *, is_first: bool
+) -> int:
+    """The widest place of a layer without a graph: residual, norm, and both sides of GELU.
+
+    All ranks of a replica encode. Those of later stages hold the features for a moment only, once
+    their own part of them is done.
+    """
+    vision = architecture.vision
+    assert vision
+    chunk = min(params.tile_chunk, -(-tiles // (params.grid.tensor * params.grid.pipeline)))
     token = 2 * width * (vision.hidden_size + vision.ffn_hidden_size)
-    return chunk * (vision.patches + 1) * token
+    layer = chunk * (vision.patches + 1) * token
+    gathered = 0 if is_first else width * tiles * vision.tokens_per_tile * vision.feature_size
+    return max(layer, gathered)
 
 
 def _width(params: TrainParams) -> int:
     compute: torch.dtype = getattr(torch, params.dtype)
     return compute.itemsize
+
+
+def _sequence_ranks(params: TrainParams) -> int:
+    """Ranks that share what lies between the blocks of a decoder layer."""
+    return params.grid.tensor if params.sequence_parallel else 1
 
 
 def _masked(params: TrainParams) -> bool:
