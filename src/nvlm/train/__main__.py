@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 from omegaconf.dictconfig import DictConfig
 
 from nvlm.errors import UserError, run_command
 from nvlm.train.params import TrainParams
+
+if TYPE_CHECKING:
+    from nvlm.train.planning.plan import Market
 
 SECTIONS = ("train.pretrain_34b", "train.sft_34b", "train.pretrain_72b", "train.sft_72b")
 
@@ -24,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line. What a verb needs is imported when it runs, so that help is quick."""
     parser = argparse.ArgumentParser(prog="python -m nvlm.train", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    text = "memory of each rank and batch arithmetic, at full scale, without GPUs or weights"
+    text = "memory, time and cost of each run at full scale, without GPUs or weights"
     plan = verbs.add_parser(
         "plan",
         help=text,
@@ -43,11 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--checkpoint", type=Path, help="plan this model on params.yaml, as src/train.py would"
     )
-    plan.add_argument(
-        "--memory-gib", type=float, default=80.0, help="of one card (default: %(default)g)"
-    )
+    plan.add_argument("--card", default="h100", help="a100, h100, h200 or b200 (%(default)s)")
+    plan.add_argument("--memory-gib", type=float, help="of one card (default: the card's)")
     plan.add_argument(
         "--gpus", type=int, default=128, help="of the grids to compare (default: %(default)s)"
+    )
+    plan.add_argument("--price", type=float, default=2.5, help="$ a GPU-hour (%(default)g)")
+    plan.add_argument(
+        "--rate",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another rate than src/nvlm/train/planning/cost.py assumes, such as products=0.6",
     )
     plan.set_defaults(run=_plan)
     text = "what runs that have not ended left in .resume"
@@ -67,8 +79,24 @@ def _snapshots(arguments: argparse.Namespace) -> None:
     print(table())
 
 
+def _market(arguments: argparse.Namespace) -> Market:
+    from nvlm.params import parse_params
+    from nvlm.train.planning.cost import CARDS, Rates
+    from nvlm.train.planning.plan import Market
+
+    if arguments.card not in CARDS:
+        raise UserError(f"--card {arguments.card}: should be one of {', '.join(CARDS)}")
+    given = dict(rate.partition("=")[::2] for rate in arguments.rate)
+    card = CARDS[arguments.card]
+    if arguments.memory_gib is not None:
+        card = replace(card, memory_gib=arguments.memory_gib)
+    rates = parse_params(given, Rates, "--rate")
+    return Market(card=card, rates=rates, price=arguments.price)
+
+
 def _plan(arguments: argparse.Namespace) -> None:
-    if arguments.memory_gib <= 0 or arguments.gpus < 1:
+    memory = arguments.memory_gib
+    if (memory is not None and memory <= 0) or arguments.gpus < 1:
         raise UserError("--memory-gib should be more than 0, and --gpus 1 or more")
     if arguments.checkpoint is not None:
         _plan_checkpoint(arguments)
@@ -86,6 +114,7 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
     from nvlm.train.checks import check_run
     from nvlm.train.planning.plan import describe, plan_run
 
+    memory = _market(arguments).card.memory_gib
     if arguments.overrides:
         raise UserError("with --checkpoint the values are params.yaml's: leave overrides out")
     manifest = read_manifest(arguments.checkpoint)
@@ -94,7 +123,7 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
         check_run(params, arguments.checkpoint)
         assert manifest.vocabulary is not None
         plan = plan_run(params, manifest.architecture, manifest.vocabulary.padded)
-        print(f"{section} from {arguments.checkpoint}\n{describe(plan, arguments.memory_gib)}\n")
+        print(f"{section} from {arguments.checkpoint}\n{describe(plan, memory)}\n")
 
 
 def _plan_published(arguments: argparse.Namespace) -> None:
@@ -102,7 +131,17 @@ def _plan_published(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.format.layout import padded_rows
     from nvlm.checkpoint.format.published import PUBLISHED
     from nvlm.params import parse_params
-    from nvlm.train.planning.plan import describe, describe_grids, plan_grids, plan_run
+    from nvlm.train.planning.cost import evaluation_hours
+    from nvlm.train.planning.plan import (
+        describe,
+        describe_grids,
+        describe_time,
+        plan_grids,
+        plan_run,
+    )
+
+    market = _market(arguments)
+    memory = market.card.memory_gib
 
     values = OmegaConf.create(composed(["scale=full", *arguments.overrides]))
     for section in _sections(arguments):
@@ -119,8 +158,19 @@ def _plan_published(arguments: argparse.Namespace) -> None:
         )
         plan = plan_run(params, architecture, padded)
         grids = plan_grids(params, architecture, multiple, arguments.gpus)
-        print(f"{section}\n{describe(plan, arguments.memory_gib)}")
-        print(f"grids of {arguments.gpus} GPUs:\n{describe_grids(grids, arguments.memory_gib)}\n")
+        print(f"{section}\n{describe(plan, memory)}")
+        print(describe_time(plan, architecture, market))
+        ranked = describe_grids(grids, architecture, market)
+        print(f"grids of {arguments.gpus} GPUs, on counted work and assumed rates:\n{ranked}\n")
+        if section.startswith("train.sft"):
+            tensor, batch = params.grid.tensor, int(values.eval.run.batch_size)
+            hours = evaluation_hours(
+                architecture, market.card, market.rates, tensor=tensor, batch=batch
+            )
+            print(
+                f"evaluation of the {branch}, expected: {hours:,.0f} hours on {tensor} GPUs, "
+                f"{hours * tensor:,.0f} GPU-hours, {hours * tensor * market.price:,.0f} $\n"
+            )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ process group of the true size in which nobody else is (PyTorch's "fake" backend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -27,6 +27,7 @@ from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
 from nvlm.train.params import TrainParams
+from nvlm.train.planning.cost import Card, Rates, step_time
 from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
 
 GIB = 2**30
@@ -49,6 +50,15 @@ LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Market:
+    """The cards to be had, what they reach, and their price."""
+
+    card: Card
+    rates: Rates
+    price: float  # $ a GPU-hour
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run needs on its grid."""
 
@@ -61,6 +71,12 @@ class Plan:
     def peak(self) -> int:
         """Bytes on the fullest rank."""
         return max(memory.peak for memory in self.stages)
+
+    @property
+    def snapshot(self) -> int:
+        """Bytes of one snapshot: masters and moments of every parameter that is trained, once."""
+        ranks = self.params.grid.tensor * self.params.grid.shard
+        return ranks * sum(memory.parameters + memory.optimizer for memory in self.stages)
 
     def fits(self, memory_gib: float) -> bool:
         """Whether the fullest rank fits a card of ``memory_gib``, with ``RESERVED`` of it spare."""
@@ -206,16 +222,47 @@ def describe(plan: Plan, memory_gib: float) -> str:
     return "\n".join(lines)
 
 
-def describe_grids(plans: Iterable[Plan], memory_gib: float) -> str:
-    """One line a grid, with the peak of its fullest rank."""
-    lines = [f"{'tensor':>6} {'pipeline':>8} {'shard':>5} {'micro-batches':>13} {'peak GiB':>8}"]
-    for plan in plans:
-        grid = plan.params.grid
+def describe_time(plan: Plan, architecture: Architecture, market: Market) -> str:
+    """Seconds of a step by what they go to, and what the whole run takes and costs."""
+    params, ranks = plan.params, plan.params.grid.processes
+    time = step_time(params, architecture, market.card, market.rates, plan.tiles)
+    shares = [(f.name, getattr(time, f.name)) for f in fields(time) if f.name != "model_flops"]
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shares if value)
+    hours = params.steps * time.seconds / 3600
+    snapshot = plan.snapshot / 1e9
+    return "\n".join(
+        [
+            f"a step, expected: {time.seconds:.2f} s ({told}); {time.model_flops:.3g} FLOPs, "
+            f"{time.utilization(market.card, ranks):.0%} of the cards' peak",
+            f"the run, expected: {params.steps:,} steps in {hours:,.0f} hours, "
+            f"{hours * ranks:,.0f} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
+            f"{market.price:g} $ a GPU-hour",
+            f"snapshots: {snapshot:,.1f} GB each, {params.snapshots_kept + 1} of them at once: "
+            f"{(params.snapshots_kept + 1) * snapshot:,.0f} GB of disk",
+        ]
+    )
+
+
+def describe_grids(plans: Sequence[Plan], architecture: Architecture, market: Market) -> str:
+    """A line a grid: those that fit first, the fastest of them first."""
+    lines = [
+        f"{'tensor':>6} {'pipeline':>8} {'shard':>5} {'micro-batches':>13} {'peak GiB':>8} "
+        f"{'s a step':>8} {'of peak':>7} {'GPU-hours':>9}"
+    ]
+    times = {
+        id(plan): step_time(plan.params, architecture, market.card, market.rates, plan.tiles)
+        for plan in plans
+    }
+    memory = market.card.memory_gib
+    for plan in sorted(plans, key=lambda p: (not p.fits(memory), times[id(p)].seconds)):
+        grid, time = plan.params.grid, times[id(plan)]
         micro_batches = plan.params.global_batch // (grid.data * plan.params.micro_batch)
-        verdict = "fits" if plan.fits(memory_gib) else "does not fit"
+        verdict = "fits" if plan.fits(memory) else "does not fit"
+        hours = plan.params.steps * time.seconds / 3600 * grid.processes
         lines.append(
             f"{grid.tensor:>6} {grid.pipeline:>8} {grid.shard:>5} {micro_batches:>13} "
-            f"{plan.peak / GIB:>8.1f}  {verdict}"
+            f"{plan.peak / GIB:>8.1f} {time.seconds:>8.2f} "
+            f"{time.utilization(market.card, grid.processes):>7.0%} {hours:>9,.0f}  {verdict}"
         )
     return "\n".join(lines)
 
