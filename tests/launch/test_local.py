@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
+from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
-from nvlm.launch.stage import LaunchParams, launch_stage
+from nvlm.launch.stage import LaunchParams, choose, launch_stage
 from nvlm.parallel.grid import GridParams
-from nvlm.parallel.mesh import parallel_mesh
+from nvlm.parallel.mesh import leave_group, parallel_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +79,31 @@ def test_a_rank_without_a_torchrun(monkeypatch):
         launch_stage(
             params, crash, 1, name="stage", inputs=[], imports="nvlm.parallel.mesh", progress=int
         )
+
+
+@pytest.mark.parametrize(("kind", "finished"), [("cuda", True), ("cpu", True), ("cpu", False)])
+def test_a_failed_rank_of_gpus_does_not_wait_in_its_group(kind, finished, monkeypatch):
+    """NCCL would, for what the others never send, and the error would be told by its watchdog."""
+    left = []
+    monkeypatch.setattr("nvlm.parallel.mesh.dist.destroy_process_group", lambda: left.append(kind))
+    leave_group(torch.device("cuda", 0), finished=False)
+    assert left == []
+    leave_group(torch.device(kind, 0), finished=finished)
+    assert left == [kind]
+
+
+def test_the_cpu_is_taken_unless_a_gpu_is_asked_for(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for scale, device in (("smoke", "cpu"), ("full", "cuda")):
+        assert OmegaConf.create(composed([f"scale={scale}"])).launch.device == device
+    choose("auto")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    choose("cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(UserError, match=r"launch\.device is cuda and PyTorch sees no GPU here"):
+        choose("cuda")
+    with pytest.raises(ValueError, match=r"device: 'tpu' should be one of"):
+        LaunchParams(kind="local", device="tpu", stop_seconds=7)
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from tests.launch.slurm_standin import install
 
 from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.launch.slurm.job import RECORDS, run_job
 from nvlm.launch.slurm.script import SlurmParams, batch_script
-from nvlm.launch.stage import LaunchParams
+from nvlm.launch.stage import LaunchParams, _digest, launch_stage
 from nvlm.params import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +162,35 @@ def test_conf_holds_both_ways(tmp_path):
     (tmp_path / "wrong").write_text("launch: {kind: cloud, device: cpu, stop_seconds: 7}")
     with pytest.raises(UserError, match=r"launch\.kind: 'cloud'"):
         load_params("launch", LaunchParams, tmp_path / "wrong")
+
+
+def test_a_login_node_needs_no_gpus_and_a_jobs_node_does(tmp_path, monkeypatch):
+    """The first stage of the full scale, where dvc runs beside Slurm; then a job's first second."""
+    full = OmegaConf.create(composed(["scale=full", "launch=slurm"]))
+    full.environment.disk_gib = 0
+    (tmp_path / "params.yaml").write_text(OmegaConf.to_yaml(full))
+    script = [sys.executable, ROOT / "src/environment.py", "--out", "ready.json"]
+    monkeypatch.chdir(tmp_path)
+    result = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(sys, "argv", ["stage.py"])
+    params = LaunchParams(kind="slurm", device="cpu", stop_seconds=9, slurm=PARAMS)
+    digest = _digest(["stage.py"], (), [])
+    monkeypatch.setenv("NVLM_RUN", digest)
+    with pytest.raises(UserError, match=r"a node of this job lacks .*GPUs 8 \(here 0\)"):
+        launch_stage(params, print, 1, name="x", inputs=[], imports="os", progress=int)
+
+
+def test_a_job_at_its_time_limit_is_followed_by_another_while_it_advances(slurm, capsys):
+    steps = iter([0, 40, 40])
+    limit = 'printf TIMEOUT > "$SLURM_STANDIN/$SLURM_JOB_ID/state"'
+    with pytest.raises(UserError, match=r"reached launch\.slurm\.time"):
+        start(limit, resubmit=5, progress=lambda: next(steps))
+    assert len(submitted(slurm)) == 2
+    assert "reached its time limit at 40 (before it 0): another" in capsys.readouterr().err
 
 
 def test_a_job_that_succeeds_is_forgotten(slurm):

@@ -6,6 +6,7 @@ again once. One more is killed at every start until it has no steps left. What i
 failures (files that were written and not flushed), and both ranks killed at the same instant.
 """
 
+import itertools
 import os
 import random
 import shutil
@@ -29,7 +30,7 @@ from nvlm.train.curves import Curves
 from nvlm.train.loop import train
 from nvlm.train.online import OnlineParams
 from nvlm.train.params import TrainParams
-from nvlm.train.runs import RESUME, identify
+from nvlm.train.runs import RESUME, find_snapshots, identify, remove, table, unlike
 from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
@@ -280,3 +281,92 @@ def sleep_on_two_ranks() -> None:
 def _sleep() -> None:
     (Path(os.environ["READY"]) / os.environ["RANK"]).touch()
     time.sleep(300)
+
+
+def test_a_sibling_runs_state_is_never_thrown_away_silently(make, datasets, monkeypatch):
+    """Another number of workers is the same run shared out otherwise; another seed is another."""
+    directory = make()
+    monkeypatch.chdir(directory)
+    with pytest.raises(UserError, match="ended with exit code"):
+        launch(run, 2, directory, datasets, Strike(rank=0, step=8, after=0))
+    params = params_of(GRID)
+
+    def run_with(**changes):
+        changed = replace(params, **changes)
+        return identify(changed, directory / "combined", datasets, directory / "out")
+
+    here = run_with()
+    assert find_snapshots(here) == here.directory
+    fewer = {"data": replace(params.data, workers=1)}
+    with pytest.raises(UserError, match=r"step 6 of a run with data.workers 2 \(here 1\): resume"):
+        find_snapshots(run_with(**fewer))
+    assert find_snapshots(run_with(**fewer, resume="reshard")) == here.directory
+    other = run_with(seed=2)
+    assert find_snapshots(other) is None
+    assert "step 6 of a run with seed 1 (here 2); this run does not" in unlike(other)[0]
+    assert unlike(here) == []
+    assert f"{here.directory.name:45}         6         2" in table()
+    remove(here.directory)
+    assert find_snapshots(run_with(**fewer)) is None
+    with pytest.raises(UserError, match="holds no run"):
+        remove(here.directory)
+
+
+def train_on(shard: int, directory: Path, data: Path, resume: str, until: int) -> None:
+    """Worker: steps on ``shard`` data ranks, which end after ``until`` as a killed run does."""
+    os.chdir(directory)
+    grid = GridParams(tensor=1, shard=shard)
+    params = replace(params_of(grid), resume=resume, snapshot_every=2, steps=24)
+    step = Trainer.step
+
+    def step_until(self, number, batch, *, stop=False):
+        return step(self, number, batch, stop=stop or number == until)
+
+    Trainer.step = step_until  # type: ignore[method-assign]
+    with parallel_mesh(params.grid) as mesh:
+        train(
+            params,
+            checkpoint=directory / "combined",
+            data=data,
+            out=directory / "out",
+            curves=Curves(directory / "loss.csv"),
+            logs=Logs(directory / "logs", "loss", tensorboard=False),
+            mesh=mesh,
+        )
+
+
+def losses_in(directory: Path) -> list[float]:
+    lines = (directory / "loss.csv").read_text().splitlines()[1:]
+    return [float(line.split(",")[1]) for line in lines]
+
+
+def test_a_run_goes_on_with_fewer_data_ranks(byte_tokenizer, datasets, tmp_path):
+    """Four data ranks, then two: the curve goes on, with no jump above the noise of its steps."""
+    grid = GridParams(tensor=1)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    for directory in (whole, halved):
+        make_checkpoint(directory, "qwen2", grid, vocabulary=258, tokenizer=byte_tokenizer)
+    launch(train_on, 4, 4, whole, datasets, "exact", 0)
+    with pytest.raises(UserError, match="stopped by SIGTERM after step 16"):
+        launch(train_on, 4, 4, halved, datasets, "exact", 16)
+    launch(train_on, 2, 2, halved, datasets, "reshard", 0)
+    expected, found = losses_in(whole), losses_in(halved)
+    assert found[:16] == expected[:16]
+    noise = max(abs(a - b) for a, b in itertools.pairwise(expected[8:]))
+    assert abs(found[16] - found[15]) <= noise
+    mean = [sum(curve[16:]) / 8 for curve in (found, expected)]
+    assert mean[0] == pytest.approx(mean[1], abs=noise)
+    assert not list((halved / RESUME).glob("*"))
+
+
+def test_a_running_run_tells_and_a_dead_one_can_be_looked_at(make, datasets, capfd):
+    directory = make()
+    with pytest.raises(UserError, match="ended with exit code"):
+        launch(run, 2, directory, datasets, Strike(rank=1, step=8, after=0))
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(told) == 7  # one for each step and every rank together
+    for word in ("loss ", "norm ", "lr ", "tokens/s a rank", "without padding", "GiB", "h left"):
+        assert word in told[0]
+    curves = (directory / "logs/loss_curves.csv").read_text().splitlines()
+    assert curves[0] == "step,loss,lr,grad_norm" and len(curves) == 1 + 6
+    assert len((directory / "logs/loss_speed.csv").read_text().splitlines()) == 1 + 6

@@ -92,7 +92,7 @@ def launch_stage(
             raise UserError(
                 "parameters or inputs have changed since this job was submitted: start it again"
             )
-        _choose(params.device)
+        choose(params.device)
         if RUN in os.environ and os.environ["LOCAL_RANK"] == "0":
             _check_node()
         worker(*args)
@@ -112,11 +112,11 @@ def launch_stage(
     else:
         from nvlm.launch.local import launch  # imports torch, which waiting for a job does without
 
-        _choose(params.device)
+        choose(params.device)
         launch(worker, processes, *args, imports=imports, stop_seconds=params.stop_seconds)
 
 
-def _choose(device: str) -> None:
+def choose(device: str) -> None:
     """Hide the GPUs of this machine from PyTorch, or see to it that there are some."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

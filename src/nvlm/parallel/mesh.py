@@ -132,8 +132,13 @@ def parallel_mesh(grid: GridParams) -> Iterator[Mesh]:
         )
         finished = True
     finally:
-        if finished or device.type == "cpu":
-            dist.destroy_process_group()
+        leave_group(device, finished=finished)
+
+
+def leave_group(device: torch.device, *, finished: bool) -> None:
+    """Leave the process group, unless NCCL would wait in it for ranks that have failed."""
+    if finished or device.type == "cpu":
+        dist.destroy_process_group()
 
 
 def expect_steps(mesh: Mesh) -> None:

@@ -78,20 +78,22 @@ def run_job(
         environment={RUN: digest},
         stop_seconds=stop_seconds,
     )
+    before = progress()
     for left in range(params.resubmit, -1, -1):
-        before = progress()
         job, end = _run_once(params, command, name, kept, text)
         if end == "COMPLETED":
             return
-        if end != "TIMEOUT" or not left or progress() <= before:
+        after = progress()
+        if end != "TIMEOUT" or not left or after <= before:
             log = LOGS / f"{name}-{job}.log"
             raise UserError(_explained(job, end, log, params))
         print(
-            f"job {job} reached its time limit at {progress()} (before it {before}): another goes "
-            f"on from there, and {left - 1} may follow",
+            f"job {job} reached its time limit at {after} (before it {before}): another goes on "
+            f"from there, and {left - 1} may follow",
             file=sys.stderr,
             flush=True,
         )
+        before = after
 
 
 def _run_once(
