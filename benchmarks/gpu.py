@@ -1,12 +1,15 @@
 """Training speed on one GPU: this engine against a plain transformers loop, in turns.
 
 Run with: python benchmarks/gpu.py
+          python benchmarks/gpu.py --tensor 8
 
 A few layers of Qwen2-72B at true width, the projector and InternViT-6B, with random weights made on
 the card: a fine-tuning step of the recipe, 3,200 tokens a row, bf16 with fp32 masters. Both do the
 same samples with the same optimizer. The plain loop does what one writes first: autocast, samples
-padded to the longest, all logits. Without CUDA, or with --toy, the same runs at toy width: a check
-of this script, whose figures say nothing.
+padded to the longest, all logits. With --tensor one rank of so many is run, its true shapes and
+dispatch on PyTorch's "fake" process group, without the wire: the engine as it is beside the same
+with one of its policies switched off. Without CUDA, or with --toy, the same runs at toy width: a
+check of this script, whose figures say nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from gpu_ways import Setting, Step, engine, make_row, plain
+from gpu_ways import Setting, Step, engine, make_row, one_rank, plain, with_a_mask
 from omegaconf import OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
@@ -32,12 +36,21 @@ from nvlm.model.flops import peak_flops
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.params import parse_params
 from nvlm.train.params import TrainParams
+from nvlm.train.planning.plan import rehearsal
 
 GIB = 2**30
 # What a matrix product is called: CUDA's kernels (cuBLAS's nvjet among them; attention's fused
 # kernels are products too), and PyTorch's operations on a CPU.
 KERNELS = ("gemm", "nvjet", "cutlass", "flash", "fmha")
 OPERATIONS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product_flash_attention")
+# What of the engine's policies is switched off, one at a time.
+OFF: dict[str, dict[str, bool | int]] = {
+    "attention by a mask": {"mask": True},
+    "gathered anew each micro-batch": {"keep_gathered": False},
+    "layers run again": {"recompute_every": 1},
+    "whole sequences": {"sequence_parallel": False},
+    "deterministic kernels": {"deterministic": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +64,7 @@ class Measured:
 
 def main() -> None:
     arguments = parse_arguments()
-    counts = ("layers", "tower_layers", "vocabulary", "rows", "steps", "rounds")
+    counts = ("layers", "tower_layers", "vocabulary", "rows", "steps", "rounds", "tensor")
     if too_few := [name for name in counts if getattr(arguments, name) < 1]:
         raise UserError(f"--{too_few[0].replace('_', '-')} should be 1 or more")
     toy = arguments.toy or not torch.cuda.is_available()
@@ -60,14 +73,19 @@ def main() -> None:
     # What PyTorch asks for where the engine's runs give the same bytes every time.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     params, architecture = toy_scale(arguments) if toy else true_scale(arguments)
-    with parallel_mesh(params.grid) as mesh:
+    ways, running = {"engine": engine, "plain": plain}, parallel_mesh(params.grid)
+    if arguments.tensor > 1:
+        ways = {"engine": one_rank, **{name: partial(switched, off) for name, off in OFF.items()}}
+        running = rehearsal(
+            params.grid, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        )
+    with running as mesh:
         setting = Setting(
             params=params,
             architecture=architecture,
             samples=[make_row(params, architecture, row) for row in range(params.global_batch)],
             mesh=mesh,
         )
-        ways = {"engine": engine, "plain": plain}
         found: dict[str, list[Measured]] = {name: [] for name in ways}
         for _ in range(arguments.rounds):
             for name, prepare in ways.items():
@@ -90,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8, help="a step, one at a time (%(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="in a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
+    parser.add_argument("--tensor", type=int, default=1, help="ranks, of which one is run")
     parser.add_argument("--compile", action="store_true", help="the engine's decoder layers")
     parser.add_argument("--recompute", action="store_true", help="in both, to fit more layers")
     parser.add_argument("--toy", action="store_true", help="toy width; always so without CUDA")
@@ -100,12 +119,16 @@ def true_scale(arguments: argparse.Namespace) -> tuple[TrainParams, Architecture
     """The recipe's fine-tuning of the 72B, on one rank."""
     content = OmegaConf.create(composed(["scale=full"])).train.sft_72b
     params = replace(
-        parse_params({**content, "grid": {"tensor": 1}}, TrainParams, "train.sft_72b"),
+        parse_params(
+            {**content, "grid": {"tensor": arguments.tensor}}, TrainParams, "train.sft_72b"
+        ),
         global_batch=arguments.rows,
         micro_batch=1,
         compile=arguments.compile,
         recompute_every=int(arguments.recompute),
+        sequence_parallel=arguments.tensor > 1,
     )
+    params = replace(params, data=replace(params.data, packing=True))
     architecture = Architecture(
         vision=replace(INTERNVIT_6B, layers=arguments.tower_layers),
         language=replace(QWEN2_72B, layers=arguments.layers, vocabulary=arguments.vocabulary),
@@ -137,6 +160,13 @@ def toy_scale(arguments: argparse.Namespace) -> tuple[TrainParams, Architecture]
         ),
         Architecture(vision=vision, language=language),
     )
+
+
+def switched(off: dict[str, bool | int], setting: Setting) -> Step:
+    """One rank's step with one policy switched ``off``."""
+    if off.get("mask"):
+        return with_a_mask(setting)
+    return one_rank(replace(setting, params=replace(setting.params, **off)))
 
 
 def measure(prepare: Callable[[Setting], Step], setting: Setting, steps: int) -> Measured:
@@ -187,7 +217,7 @@ def time_outside_products(step: Step, cuda: bool) -> float:
 
 
 def table(setting: Setting, found: dict[str, list[Measured]], *, toy: bool) -> str:
-    """Medians of both ways, with the name of what they were measured on."""
+    """Medians of the ways, with the name of what they were measured on."""
     device = setting.mesh.device
     language, vision = setting.architecture.language, setting.architecture.vision
     assert language and vision
@@ -197,10 +227,10 @@ def table(setting: Setting, found: dict[str, list[Measured]], *, toy: bool) -> s
     rounds = len(found["engine"])
     rows: dict[str, list[str]] = {"tokens/s": [], "TFLOP/s": [], "model FLOPs utilization": []}
     rows |= {"peak memory, GiB": [], "time outside matrix products": []}
-    rates = []
+    rates, ranks = [], setting.params.grid.tensor
     for measured in found.values():
         seconds = statistics.median(turn.seconds for turn in measured)
-        rate = setting.flops / seconds
+        rate = setting.flops / ranks / seconds
         rates.append(tokens / seconds)
         memory = measured[0].memory and max(turn.memory or 0 for turn in measured)
         values = (
@@ -212,17 +242,19 @@ def table(setting: Setting, found: dict[str, list[Measured]], *, toy: bool) -> s
         )
         for row, value in zip(rows.values(), values, strict=True):
             row.append(value)
+    others = list(zip(found, rates, strict=True))[1:]
+    share = f"one of {ranks} tensor ranks, " if ranks > 1 else ""
     width = "toy width" if toy else f"hidden size {language.hidden_size}"
     lines = [
-        f"{card}, torch {torch.__version__}; {width}, {language.layers} decoder layers and "
+        f"{card}, torch {torch.__version__}; {share}{width}, {language.layers} decoder layers and "
         f"{vision.layers} of the tower, vocabulary {language.vocabulary}; {len(setting.samples)} "
         f"rows of {setting.params.data.sequence_length} tokens a step; median of {rounds}",
         "",
         f"| | {' | '.join(found)} |",
-        "|---|---|---|",
+        "|---|" + "---|" * len(found),
         *(f"| {label} | {' | '.join(values)} |" for label, values in rows.items()),
         "",
-        f"engine over plain: {rates[0] / rates[1]:.2f}",
+        *(f"engine over {name}: {rates[0] / rate:.2f}" for name, rate in others),
     ]
     return "\n".join(lines)
 

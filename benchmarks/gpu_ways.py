@@ -19,7 +19,9 @@ from nvlm.model.language import Stage, reset_rotary
 from nvlm.model.nvlm import NVLM
 from nvlm.model.tokens import IGNORED, TEXT, EncodedConversation
 from nvlm.parallel.mesh import Mesh
-from nvlm.train.optimizer import build_optimizer
+from nvlm.parallel.sequence import reduce_norms
+from nvlm.parallel.tensor import apply_tensor_parallel
+from nvlm.train.optimizer import build_optimizer, clip_gradients
 from nvlm.train.params import TrainParams
 from nvlm.train.trainer import Trainer
 
@@ -83,7 +85,7 @@ def random_model(setting: Setting) -> NVLM:
     stage = Stage(first=0, last=architecture.language.layers)
     with torch.device("meta"):
         model = NVLM(architecture, architecture.language.vocabulary, stage)
-    assert model.vision_model is not None
+    apply_tensor_parallel(model, setting.mesh.tensor)
     model.vision_model.to(getattr(torch, params.dtype))
     model.to_empty(device=device)
     reset_rotary(model.language_model, device)
@@ -105,6 +107,33 @@ def engine(setting: Setting) -> Step:
     batch = collate(setting.samples, setting.params.data.sequence_length)
     batch = batch.to(setting.mesh.device)
     return lambda: trainer.step(1, batch)
+
+
+def one_rank(setting: Setting) -> Step:
+    """A tensor-parallel rank's step among ranks that are not there: their parts of the sums are
+    missing, so that losses mean nothing and are not looked at; shapes and work are the true ones.
+    """
+    with patch("nvlm.train.trainer.load_model", return_value=random_model(setting)):
+        trainer = Trainer(setting.params, Path(), setting.mesh)
+    batch = collate(setting.samples, setting.params.data.sequence_length)
+    batch = batch.to(setting.mesh.device)
+    model, mesh = trainer.model, setting.mesh
+
+    def step() -> None:
+        trainer.runner.run(batch, 1.0)
+        if setting.params.sequence_parallel:
+            reduce_norms(model.language_model, mesh.tensor)
+        clip_gradients(model.parameters(), setting.params.clip_grad, mesh)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def with_a_mask(setting: Setting) -> Step:
+    """``one_rank``, attention by a mask as on a CPU."""
+    with patch("nvlm.train.decoder.uses_varlen", return_value=False):
+        return one_rank(setting)
 
 
 def plain(setting: Setting) -> Step:

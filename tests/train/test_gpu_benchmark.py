@@ -67,3 +67,11 @@ def test_a_count_of_none_is_refused_in_a_sentence():
     result = run("--layers", "0")
     assert result.returncode == 2
     assert result.stderr.strip().endswith("error: --layers should be 1 or more")
+
+
+def test_a_tensor_rank_is_run_alone_with_each_policy_off():
+    result = run("--toy", "--rows", "2", "--steps", "1", "--rounds", "1", "--tensor", "2")
+    assert result.returncode == 0, result.stderr
+    assert "one of 2 tensor ranks" in result.stdout
+    ratios = re.findall(r"engine over (.*): (\S+)", result.stdout)
+    assert len(ratios) == 5 and all(float(ratio) > 0 for _, ratio in ratios)

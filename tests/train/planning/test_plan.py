@@ -223,14 +223,18 @@ def test_the_command_counts_the_batch_and_says_which_grids_fit(plan):
     counted = "64 rows = 4 data ranks x 16 micro-batches x 1; 204,800 tokens, at most 448 tiles"
     assert counted in text
     assert "\nfits 80 GiB" in text  # the recipe's own grid, of 128
-    table = text.split("peak GiB\n")[1].strip().splitlines()
-    assert [line.split()[:4] for line in table] == [
+    table = text.split("GPU-hours\n")[1].split("\n\n")[0].splitlines()
+    assert sorted(line.split()[:4] for line in table) == sorted(
         [str(tensor), str(pipeline), str(shard), str(64 // shard)]
         for tensor in (1, 2, 4, 8)
         for pipeline in (1, 2, 4, 8)
         if (shard := 8 // (tensor * pipeline))
-    ]
+    )
     assert all(line.endswith("  does not fit") for line in table)
+    seconds = [float(line.split()[5]) for line in table]
+    assert seconds == sorted(seconds)
+    assert "snapshots: 880.1 GB each, 3 of them at once: 2,640 GB of disk" in text
+    assert "evaluation of the 72b, expected: " in text
 
 
 def test_a_card_fits_what_it_holds_with_a_tenth_of_it_spare():
@@ -266,6 +270,9 @@ def test_the_command_plans_a_checkpoint_by_params_yaml(plan, monkeypatch, tmp_pa
             "should be a multiple of micro_batch",
         ),
         ("--params train.sft_34b --gpus 7", "no grid of 7 GPUs divides"),
+        ("--card gtx", "--card gtx: should be one of a100, h100, h200, b200"),
+        ("--rate speed=2", "--rate: Key 'speed' not in 'Rates'|speed"),
+        ("--rate products=0", "--rate.products: 0.0 should be more than 0"),
         ("--checkpoint missing", "missing"),
     ],
 )

@@ -31,6 +31,7 @@ from nvlm.train.planning.cost import Card, Rates, step_time
 from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
 
 GIB = 2**30
+META = torch.device("meta")
 # Of a card, for what no formula has: fragments, the CUDA context, buffers of NCCL and cuBLAS.
 RESERVED = 0.1
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # within a node of 8; over nodes
@@ -174,18 +175,18 @@ def _shard(model: NVLM, params: TrainParams, mesh: Mesh) -> tuple[ModelState, li
 
 
 @contextmanager
-def rehearsal(grid: GridParams) -> Iterator[Mesh]:
+def rehearsal(grid: GridParams, device: torch.device = META) -> Iterator[Mesh]:
     """The mesh of ``grid`` as its first rank sees it, with no other process behind it."""
     dist.init_process_group("fake", rank=0, world_size=grid.processes, store=FakeStore())
     try:
         whole = init_device_mesh(
-            "cpu",
+            "cuda" if device.type == "cuda" else "cpu",
             (grid.pipeline, grid.replicate, grid.shard, grid.tensor),
             mesh_dim_names=("pipeline", "replicate", "shard", "tensor"),
         )
         yield Mesh(
             grid=grid,
-            device=torch.device("meta"),
+            device=device,
             whole=whole,
             data=whole["replicate", "shard"]._flatten("data"),
             replica=whole["pipeline", "tensor"]._flatten("replica"),
