@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import Batch
 from nvlm.data.loading.loader import build_loader
 from nvlm.errors import UserError
 from nvlm.model.tokens import load_tokenizer
+from nvlm.parallel.batches import broadcast_batch
 from nvlm.parallel.mesh import Mesh, expect_steps
 from nvlm.parallel.state import save_model
 from nvlm.train.curves import Curves
@@ -137,7 +136,4 @@ def _batches(loader: Any | None, mesh: Mesh) -> Iterator[Batch]:
     """Batches of this replica: read and packed by one rank of it, broadcast to the others."""
     stream = iter(loader) if loader is not None else None
     while True:
-        message = [next(stream) if stream is not None else None]
-        dist.broadcast_object_list(message, group=mesh.replica.get_group(), group_src=0)
-        assert message[0] is not None
-        yield message[0].to(mesh.device)
+        yield broadcast_batch(next(stream) if stream is not None else None, mesh)
