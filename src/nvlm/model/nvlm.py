@@ -67,7 +67,8 @@ class NVLM(nn.Module):
         Without them all is text.
         """
         assert self.vision_projection is not None
-        text = self.language_model.model.embed_tokens(input_ids)  # (B, S, H)
+        part = {} if self.split is None else {"part": True}
+        text = self.language_model.model.embed_tokens(input_ids, **part)  # (B, S, H)
         if visual_index is not None and features is not None:
             is_visual = visual_index >= 0
             rows = is_visual.nonzero()[:, 0]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -83,16 +83,26 @@ class VocabularyParallel(ParallelStyle):
         return module
 
 
-def _look_up(module: nn.Embedding, mesh: DeviceMesh, input_ids: Tensor) -> Tensor:
-    """This rank's part of the embeddings (B, S, H) of ``input_ids`` (B, S): zeros where another
-    rank holds the row. ``NVLM.embed`` has them summed, together with the projector's."""
+def _look_up(
+    module: nn.Embedding, mesh: DeviceMesh, input_ids: Tensor, *, part: bool = False
+) -> Tensor:
+    """Embeddings (B, S, H) of ``input_ids`` (B, S), each from the rank that holds its row.
+
+    With ``part`` this rank's part of them, zeros where another rank holds the row: ``NVLM.embed``
+    has them summed together with the projector's.
+    """
     weight = module.weight
     assert isinstance(weight, DTensor)
     held = weight.to_local()  # (rows, H)
     places = input_ids - mesh.get_local_rank() * len(held)
     elsewhere = (places < 0) | (places >= len(held))
     found = functional.embedding(places.masked_fill(elsewhere, 0), held)
-    return found.masked_fill(elsewhere[..., None], 0)
+    own = found.masked_fill(elsewhere[..., None], 0)
+    if part:
+        return own
+    whole = DTensor.from_local(own, mesh, [Partial()], run_check=False).full_tensor()
+    assert isinstance(whole, Tensor)
+    return whole
 
 
 def encode_shared(model: NVLM, tiles: Tensor, group: dist.ProcessGroup, chunk: int) -> Tensor:
