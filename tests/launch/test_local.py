@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.launch.stage import LaunchParams, choose, launch_stage
 from nvlm.parallel.grid import GridParams
-from nvlm.parallel.mesh import leave_group, parallel_mesh
+from nvlm.parallel.mesh import CUDA_ENVIRONMENT, leave_group, parallel_mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +91,48 @@ def test_a_failed_rank_of_gpus_does_not_wait_in_its_group(kind, finished, monkey
     assert left == []
     leave_group(torch.device(kind, 0), finished=finished)
     assert left == [kind]
+
+
+def test_ranks_of_gpus_know_their_device_and_what_is_late(monkeypatch, tmp_path):
+    """What NCCL is started with; nothing of it is there on this machine."""
+    given: dict[str, object] = {}
+
+    class StartedError(Exception):
+        pass
+
+    def start(backend, **options):
+        given.update(options, backend=backend)
+        raise StartedError
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name in CUDA_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("nvlm.parallel.mesh.dist.init_process_group", start)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    with pytest.raises(StartedError), parallel_mesh(GridParams(tensor=1)):
+        pass
+    assert (given["backend"], given["device_id"]) == ("nccl", torch.device("cuda", 0))
+    assert given["timeout"] == timedelta(minutes=30)
+    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    refused = pytest.raises(UserError, match="the number 1 of its machine, which has 1 GPUs")
+    with refused, parallel_mesh(GridParams(tensor=1)):
+        pass
+    for name in CUDA_ENVIRONMENT:
+        os.environ.pop(name, None)
+
+
+def test_the_image_holds_what_nccl_needs_for_infiniband():
+    """Without it 16 nodes would talk TCP, and say nothing of it."""
+    image = (ROOT / "Dockerfile").read_text()
+    for needed in ("libibverbs1", "ibverbs-providers", "librdmacm1", "--ulimit memlock=-1"):
+        assert needed in image
 
 
 def test_the_cpu_is_taken_unless_a_gpu_is_asked_for(monkeypatch):

@@ -39,7 +39,10 @@ def start(checkpoint, tmp_path, monkeypatch):
     def start(grid: GridParams = GRID, **data: object) -> list[int]:
         base = train_params(GRID, ["vision_projection", "language_model"], 10)
         loader = {"sequence_length": 100, **data}
-        content = asdict(base) | {"grid": asdict(grid), "data": asdict(base.data) | loader}
+        content = asdict(replace(base, sequence_parallel=False)) | {
+            "grid": asdict(grid),
+            "data": asdict(base.data) | loader,
+        }
         params = {"train": content, "launch": LAUNCH}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         started.clear()

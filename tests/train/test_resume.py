@@ -169,6 +169,7 @@ def test_snapshots_are_of_what_determines_a_run_and_not_of_who_watches_it(make, 
     watching = {"online": online, "tensorboard": True, "log_every": 7, "snapshot_every": 5}
     assert kept_in(**watching, snapshots_kept=3, resume="reshard") == kept_in()
     assert kept_in(seed=2) != kept_in()
+    assert kept_in(deterministic=False) != kept_in()
     assert kept_in(data=replace(params.data, workers=1)) != kept_in()
 
 

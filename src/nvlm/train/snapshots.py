@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ class Snapshots:
         self.read_from(loader)
         self.model, self.optimizer, self.mesh = trainer.model, trainer.optimizer, trainer.mesh
         self.params = trainer.params
-        # Saving goes on while the GPUs train: a group of its own, and a thread.
+        # Saving goes on while the GPUs train: in a group of its own.
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self.thread = ThreadPoolExecutor(1)
         self.pending: Future[Any] | None = None
 
     def read_from(self, loader: Any | None) -> None:
@@ -70,8 +70,8 @@ class Snapshots:
         if self.mesh.is_main:
             self.run.describe()
         staged = {name: _copied(value) for name, value in self._state(step).items()}
-        self.pending = self.thread.submit(
-            save, staged, checkpoint_id=self._path(step), process_group=self.group
+        self.pending = _in_background(
+            partial(save, staged, checkpoint_id=self._path(step), process_group=self.group)
         )
         if wait:
             self.finish()
@@ -132,7 +132,6 @@ class Snapshots:
     def remove(self) -> None:
         """Forget all snapshots of this run, which has succeeded."""
         self.finish()
-        self.thread.shutdown()
         if self.mesh.is_main:
             for path in self.directory.glob("step-*"):
                 forget(path)
@@ -198,6 +197,21 @@ def _copied(value: Any) -> Any:
             stride=value.stride(),
         )
     return value.to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+
+def _in_background(function: Callable[[], Any]) -> Future[Any]:
+    """Call ``function`` on a thread that nothing waits for: a rank that fails meanwhile must not
+    stay for the others' part of a snapshot."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _reason(error: CheckpointException) -> str:

@@ -27,8 +27,10 @@ TEXT_ONLY = sample([9, 9], [9, -100], [-1, -1], [])
 def test_two_rows():
     batch = collate([[FIRST, SECOND], [TEXT_ONLY, SECOND]], 8)
     assert batch.input_ids.tolist() == [[5, 0, 0, 6, 7, 0, 8, 0], [9, 9, 7, 0, 8, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 0, 1, 2, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 7], [0, 1, 0, 1, 2, 5, 6, 7]]
     assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 2, 0, 0, 0]]
+    assert batch.segment_lengths.tolist() == [[4, 3, 1], [2, 3, 3]]
+    assert batch.lengths == [7, 5]
     assert batch.labels.tolist() == [
         [-100, -100, 6, -100, -100, 8, -100, -100],
         [9, -100, -100, 8, -100, -100, -100, -100],

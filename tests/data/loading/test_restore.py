@@ -44,10 +44,11 @@ def build(datasets, workers, packing):
 
 
 def same(first, second):
-    return first.keys == second.keys and all(
+    told = first.keys == second.keys and first.lengths == second.lengths
+    return told and all(
         torch.equal(getattr(first, field.name), getattr(second, field.name))
         for field in fields(Batch)
-        if field.name != "keys"
+        if field.name not in ("keys", "lengths")
     )
 
 

@@ -10,6 +10,7 @@ from nvlm.checkpoint.format.published import PUBLISHED
 from nvlm.params import parse_params
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.cost import CARDS, Rates, step_time
+from nvlm.train.planning.plan import plan_run
 
 FULL = OmegaConf.create(composed(["scale=full"])).train
 CARD, RATES = CARDS["h100"], Rates()
@@ -46,6 +47,14 @@ def test_what_a_policy_saves():
     gathered = time_of("sft_34b", keep_gathered=False).data_parallel
     assert gathered > 4 * time_of("sft_34b").data_parallel
     assert time_of("pretrain_72b", micro_batch=1).dispatch > time_of("pretrain_72b").dispatch
+
+
+def test_the_disk_that_is_asked_for_holds_every_snapshot():
+    """Weights and checkpoints, and as many snapshots of the 72B as lie there at once."""
+    params = parse_params(FULL.sft_72b, TrainParams, "sft_72b")
+    snapshots = (params.snapshots_kept + 1) * plan_run(params, PUBLISHED["72b"], 152576).snapshot
+    asked = OmegaConf.create(composed(["scale=full"])).environment.disk_gib * 2**30
+    assert asked > 1.4e12 + snapshots
 
 
 def test_the_recipes_grid_reaches_what_it_aims_at():
