@@ -7,7 +7,7 @@ params.yaml; answers are greedy, whatever ``eval.generate.sampling`` says. A sco
 questions is for the curve, not for a table (and CIDEr weighs words by how rare they are in them).
 
 What a run leaves behind doesn't depend on this: no stage counts this module as its dependency
-(tests/pipeline/closure.py), and tests hold the bytes of runs with and without it together.
+(``NO_OUTPUT`` in nvlm.closure), and tests hold the bytes of runs with and without it together.
 """
 
 from __future__ import annotations
