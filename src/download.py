@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.download import SourceParams, download
+from nvlm.fetch.model import SourceParams, download
 from nvlm.errors import run_command
 from nvlm.params import load_params
 

@@ -5,11 +5,11 @@ import os
 
 import pytest
 from huggingface_hub import constants, hf_hub_download
-from tests.download.hub import COMMIT, Hub, running
+from tests.fetch.hub import COMMIT, Hub, running
 
 import licences
-from nvlm import download as module
-from nvlm.download import SourceParams, download
+from nvlm.fetch import hub as module
+from nvlm.fetch.model import SourceParams, download
 from nvlm.errors import UserError
 
 WEIGHTS = os.urandom(300_000)

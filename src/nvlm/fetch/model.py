@@ -10,24 +10,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from nvlm.atomic import atomic_directory, write_text
 from nvlm.checkpoint.format.files import link_file
-from nvlm.digests import git_blob_digest, sha256_digest
 from nvlm.errors import UserError
+from nvlm.fetch.hub import fetch_file, licence_of, list_repository
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
-
-Result = TypeVar("Result")
 
 # Weights that hold no code, configuration, tokenizer, licence. No pickles and no Python files.
 PATTERNS = [
@@ -43,8 +40,6 @@ PATTERNS = [
     "merges.txt",
     "LICENSE*",
 ]
-BUSY = (429, 500, 502, 503, 504)  # statuses after which the Hub is asked again
-ATTEMPTS, FIRST_PAUSE = 5, 2.0  # seconds; each pause is twice the one before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +120,14 @@ def _from_cache(source: SourceParams, destination: Path) -> str:
 
 def _from_hub(source: SourceParams, partial: Path, destination: Path) -> dict[str, str]:
     """Fetch and check the files; return commit and licence."""
-    from huggingface_hub import HfApi
-
-    where = f"{source.repo} at {source.revision}"
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    info: Any = _asking(
-        where, lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True)
-    )
+    info = list_repository("model", source.repo, source.revision)
     kept = _kept(destination) / info.sha
     kept.mkdir(parents=True, exist_ok=True)
     files = list(_needed(info.siblings or []))
     for file in tqdm(files, desc=source.repo, unit="file", disable=None):
-        _fetch(api, source.repo, info.sha, file, kept)
+        fetch_file("model", source.repo, info.sha, file, kept)
         os.link(kept / file.rfilename, partial / file.rfilename)
-    licence = (info.card_data or {}).get("license") or "unknown"
-    return {"revision": info.sha, "licence": str(licence)}
+    return {"revision": info.sha, "licence": licence_of(info)}
 
 
 def _needed(siblings: list[RepoSibling]) -> Iterator[RepoSibling]:
@@ -151,70 +139,6 @@ def _needed(siblings: list[RepoSibling]) -> Iterator[RepoSibling]:
 
 def _is_needed(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in PATTERNS)
-
-
-def _fetch(api: Any, repo: str, commit: str, file: RepoSibling, kept: Path) -> None:
-    """Fetch one file, going on where an earlier attempt ended, and compare it with the list."""
-    path, where = kept / file.rfilename, f"{repo} at {commit}"
-    for attempt in range(2):
-        _asking(
-            where,
-            lambda: api.hf_hub_download(repo, file.rfilename, revision=commit, local_dir=kept),
-        )
-        reason = _difference(path, file)
-        if reason is None:
-            return
-        path.unlink()
-        # The Hub's client notes what it has: without the note it fetches the file again.
-        shutil.rmtree(kept / ".cache", ignore_errors=True)
-        if attempt:
-            raise UserError(f"{where}: {file.rfilename} {reason}, twice: try another mirror")
-
-
-def _difference(path: Path, file: RepoSibling) -> str | None:
-    """What is wrong with the file at ``path``, or None."""
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        return f"has {size} bytes, not {file.size}"
-    if file.lfs is not None:
-        return None if sha256_digest(path) == file.lfs.sha256 else "has another SHA-256"
-    if file.blob_id is not None and git_blob_digest(path) != file.blob_id:
-        return "has another digest"
-    return None
-
-
-def _asking(where: str, ask: Callable[[], Result]) -> Result:
-    """``ask`` the Hub; wait and ask again where it is busy or breaks off."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    # What the client raises for broken connections: httpx's, or its successor's.
-    transport_error: type[Exception] = HfHubHTTPError.__mro__[1]
-    for attempt in range(ATTEMPTS):
-        try:
-            return ask()
-        except GatedRepoError as error:
-            raise UserError(
-                f"{where} is gated: accept its licence on the Hub and set HF_TOKEN"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise UserError(f"{where}: there is no such revision") from error
-        except RepositoryNotFoundError as error:
-            raise UserError(f"{where} is not on the Hub, or is private: set HF_TOKEN") from error
-        except (HfHubHTTPError, transport_error, OSError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            final = status is not None and status not in BUSY
-            if final or attempt == ATTEMPTS - 1:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                raise UserError(
-                    f"{where} could not be downloaded ({reason}): run the stage again to go on"
-                ) from error
-            time.sleep(FIRST_PAUSE * 2**attempt)
-    raise AssertionError("not reached")
 
 
 def _kept(destination: Path) -> Path:

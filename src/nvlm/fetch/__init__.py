@@ -1,0 +1,1 @@
+"""Fetching: models and datasets from where they are published, checked and never half-made."""

@@ -1,0 +1,331 @@
+"""A source into its directory, and the manifest that says that it is whole.
+
+The manifest is what DVC tracks: it names every file with its size and digest, so that terabytes are
+hashed once, as they arrive. A file takes its name when it is whole; a hidden directory beside the
+source's notes which ones have, and holds those that have not, so that whatever interrupts a fetch,
+the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nvlm.atomic import write_text
+from nvlm.errors import UserError
+from nvlm.fetch import github, web
+from nvlm.fetch.archives import FIRST_PART, Member, join_parts, safe_name, unpack
+from nvlm.fetch.hub import fetch_file, licence_of, list_repository
+from nvlm.fetch.lock import SourcesLock
+from nvlm.fetch.sources import Archive, HubFiles, Source, WebFile
+from nvlm.fetch.web import Fetched, Progress
+
+MISSING = ("skip", "fail")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchParams:
+    """``data.fetch``: how a fetch goes about it."""
+
+    missing: str  # what can't be fetched: skip = go on without it, fail
+    files_at_once: int
+
+    def __post_init__(self) -> None:
+        if self.missing not in MISSING:
+            raise ValueError(f"missing: one of {', '.join(MISSING)}, not {self.missing!r}")
+        if self.files_at_once < 1:
+            raise ValueError(f"files_at_once: from 1, not {self.files_at_once}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A file that a source should have."""
+
+    name: str
+    bytes: int | None
+    fetch: Callable[[Path, Progress], Fetched]  # into a path
+
+
+def fetch_source(
+    name: str, source: Source, manifest: Path, params: FetchParams, lock: SourcesLock
+) -> None:
+    """Bring ``source`` to the directory ``manifest`` without its suffix, and write ``manifest``.
+
+    What is whole is not fetched again. Raises UserError if a file can't be had, or is not what it
+    should be; what has arrived stays.
+    """
+    directory = manifest.with_suffix("")
+    if source.unavailable:
+        _take_what_is_there(name, source, manifest, params)
+        return
+    state = _State(directory)
+    wanted, licence = _listed(source, lock, state.partial)
+    _check_room(wanted, state)
+    total = sum(file.bytes or 0 for file in wanted) or None
+    with (
+        tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+        ThreadPoolExecutor(params.files_at_once) as pool,
+    ):
+        jobs = [pool.submit(_bring, file, source, state, bar.update) for file in wanted]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    _join_and_unpack_parts(source, state)
+    state.clear()
+    write_manifest(manifest, name, licence or source.licence, state.entries(), source.note)
+
+
+def write_manifest(
+    manifest: Path, name: str, licence: str, files: list[dict[str, Any]], note: str
+) -> None:
+    """Say that ``files`` are there, whole."""
+    content = {"source": name, "licence": licence, "note": note, "files": files}
+    write_text(manifest, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """A source's manifest; ``missing`` in it says why there is no source. Raises UserError."""
+    try:
+        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{manifest} can't be read: run python -m nvlm.data fetch {manifest.stem}"
+        ) from error
+    return content
+
+
+def _take_what_is_there(name: str, source: Source, manifest: Path, params: FetchParams) -> None:
+    """For what nothing can fetch: what a person has put in place, or that there is nothing."""
+    directory = manifest.with_suffix("")
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    if paths:
+        files = [
+            {"path": path.relative_to(directory).as_posix(), "bytes": path.stat().st_size}
+            for path in paths
+        ]
+        write_manifest(manifest, name, source.licence, files, "put in place by hand")
+        return
+    sentence = f"{name} can't be fetched: {source.unavailable}"
+    sentence += f" ({source.address})" if source.address else ""
+    sentence += f"; {source.instead} stands in for it" if source.instead else ""
+    if params.missing == "fail":
+        raise UserError(
+            f"{sentence}: put its files into {directory}, or go on without it with "
+            "data.fetch.missing=skip"
+        )
+    print(f"{sentence}; the run goes on without it")
+    write_text(manifest, json.dumps({"source": name, "missing": sentence}, indent=1) + "\n")
+
+
+def _listed(source: Source, lock: SourcesLock, partial: Path) -> tuple[list[Wanted], str]:
+    """Every file of ``source``, and the licence that the Hub's card names."""
+    wanted, licence = [], ""
+    if source.hub:
+        listed, licence = _listed_on_hub(source.hub, lock, partial)
+        wanted += listed
+    if source.github:
+        address = f"github:{source.github.repo}@{source.github.revision}"
+        pinned = None if _is_commit(source.github.revision) else lock.get(address)
+        known = source.github.revision if _is_commit(source.github.revision) else None
+        found = github.list_files(source.github, pinned["commit"] if pinned else known)
+        if not known:
+            lock.hold(address, commit=found.commit)
+        wanted += [_from_web(file, None) for file in found.files]
+    wanted += [_from_web(file, lock) for file in source.web]
+    for file in wanted:
+        if not safe_name(file.name):
+            raise UserError(f"the file {file.name!r} leads out of the source's directory")
+    return sorted(wanted, key=lambda file: file.name), licence
+
+
+def _listed_on_hub(
+    files: HubFiles, lock: SourcesLock, partial: Path
+) -> tuple[list[Wanted], str]:
+    address = f"hub:{files.kind}s/{files.repo}@{files.revision}"
+    pinned = None if _is_commit(files.revision) else lock.get(address)
+    revision = pinned["commit"] if pinned else files.revision
+    info = list_repository(files.repository_kind, files.repo, revision)
+    if not _is_commit(files.revision):
+        lock.hold(address, commit=info.sha)
+    # [ begins a set of letters in a pattern, and some subsets have it in their names.
+    patterns = [pattern.replace("[", "[[]") for pattern in files.files]
+    wanted = []
+    for sibling in info.siblings or []:
+        if not any(fnmatchcase(sibling.rfilename, pattern) for pattern in patterns):
+            continue
+
+        def fetch(path: Path, progress: Progress, sibling: Any = sibling) -> Fetched:
+            kept = partial / "hub" / info.sha
+            kept.mkdir(parents=True, exist_ok=True)
+            got = fetch_file(files.repository_kind, files.repo, info.sha, sibling, kept)
+            progress(sibling.size or 0)
+            got.rename(path)
+            digest = sibling.lfs.sha256 if sibling.lfs else f"git blob {sibling.blob_id}"
+            return Fetched(bytes=path.stat().st_size, sha256=digest)
+
+        wanted.append(Wanted(name=sibling.rfilename, bytes=sibling.size, fetch=fetch))
+    if not wanted:
+        raise UserError(f"{files.repo} at {revision} has no file {' or '.join(files.files)}")
+    return wanted, licence_of(info)
+
+
+def _from_web(file: WebFile, lock: SourcesLock | None) -> Wanted:
+    """A file of a web server; one that nobody pins is held to ``lock``."""
+    expected = file.expected
+    held = None if expected.known or lock is None else lock.get(file.url)
+    if held:
+        expected = replace(expected, bytes=held["bytes"], sha256=held["sha256"])
+
+    def fetch(path: Path, progress: Progress) -> Fetched:
+        got = web.fetch_url(file.url, path, expected, progress)
+        if not expected.known and lock is not None:
+            lock.hold(file.url, bytes=got.bytes, sha256=got.sha256)
+        return got
+
+    return Wanted(name=file.name, bytes=expected.bytes, fetch=fetch)
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def _check_room(wanted: list[Wanted], state: _State) -> None:
+    lacking = sum(file.bytes or 0 for file in wanted if state.whole(file.name) is None)
+    held = sum(path.stat().st_size for path in state.partial.rglob("*") if path.is_file())
+    free = shutil.disk_usage(state.partial).free
+    if lacking - held > free:
+        raise UserError(
+            f"{state.directory} still needs {(lacking - held) / 1e9:.1f} GB and there is room for "
+            f"{free / 1e9:.1f}: make room, and run the stage again to go on"
+        )
+
+
+def _bring(file: Wanted, source: Source, state: _State, progress: Progress) -> None:
+    """Fetch ``file``, unless it is there and whole; unpack it if it is an archive to unpack."""
+    if state.whole(file.name) is not None:
+        progress(file.bytes or 0)
+        return
+    partial = state.partial / "files" / file.name
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    fetched = file.fetch(partial, progress)
+    archive = _archive(source, file.name)
+    if archive is None or FIRST_PART[:-1] in Path(file.name).suffix:
+        state.put(partial, file.name, fetched)
+    else:
+        state.put_members(partial, file.name, fetched, archive)
+
+
+def _archive(source: Source, name: str) -> Archive | None:
+    for pattern, archive in source.unpack.items():
+        if fnmatchcase(name, pattern.replace("[", "[[]")):
+            return archive
+    return None
+
+
+def _join_and_unpack_parts(source: Source, state: _State) -> None:
+    """Unpack the archives that came in parts, all of which are there by now."""
+    for entry in state.entries():
+        name = entry["path"]
+        archive = _archive(source, name)
+        if archive is None or not name.endswith(FIRST_PART) or "members" in entry:
+            continue
+        whole = join_parts(state.directory / name)
+        got = Fetched(bytes=whole.stat().st_size, sha256=entry["sha256"])
+        state.put_members(whole, name, got, archive)
+
+
+class _State:
+    """What is whole in a source's directory, and what is on its way there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.partial = directory.with_name(f".{directory.name}.fetch.partial")
+        self._notes = directory.with_name(f".{directory.name}.fetched")
+        for path in (self.directory, self.partial, self._notes):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def whole(self, name: str) -> dict[str, Any] | None:
+        """The note of ``name``, if what it says is still there."""
+        note = self._notes / f"{name}.json"
+        if not note.is_file():
+            return None
+        content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        members = content.get("members")
+        there = content["there"] if members is None else members["there"]
+        if all(_size(self.directory / path) == size for path, size in there.items()):
+            return content
+        return None
+
+    def put(self, arrived: Path, name: str, fetched: Fetched) -> None:
+        """Give the whole file at ``arrived`` its name."""
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(arrived, path)
+        self._note(name, {**asdict(fetched), "there": {name: fetched.bytes}})
+
+    def put_members(self, arrived: Path, name: str, fetched: Fetched, archive: Archive) -> None:
+        """Unpack the whole archive at ``arrived``, give its members their names, and remove it."""
+        staging = self.partial / "unpacked" / name
+        shutil.rmtree(staging, ignore_errors=True)
+        members = unpack(arrived, staging, archive.members)
+        _move(staging, self.directory / archive.into)
+        there = {
+            (Path(archive.into) / member.name).as_posix(): member.bytes for member in members
+        }
+        summary = {"files": len(members), "bytes": _total(members), "there": there}
+        self._note(name, {**asdict(fetched), "members": summary})
+        arrived.unlink()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What the manifest says of each file; an archive's members are counted."""
+        entries = []
+        for note in sorted(self._notes.rglob("*.json")):
+            content = json.loads(note.read_text(encoding="utf-8"))
+            content.pop("there", None)
+            if "members" in content:
+                del content["members"]["there"]
+            path = note.relative_to(self._notes).as_posix().removesuffix(".json")
+            entries.append({"path": path, **content})
+        return entries
+
+    def clear(self) -> None:
+        """Forget what was on its way."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _note(self, name: str, content: dict[str, Any]) -> None:
+        write_text(self._notes / f"{name}.json", json.dumps(content) + "\n")
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
+
+
+def _total(members: list[Member]) -> int:
+    return sum(member.bytes for member in members)
+
+
+def _move(staging: Path, into: Path) -> None:
+    """Move what ``staging`` holds to ``into``, where folders may be there already."""
+    into.mkdir(parents=True, exist_ok=True)
+    for path in sorted(staging.iterdir()):
+        target = into / path.name
+        if path.is_dir() and not path.is_symlink() and target.is_dir():
+            _move(path, target)
+        else:
+            os.replace(path, target)
+    staging.rmdir()
