@@ -1,7 +1,7 @@
 """Evaluation sets: official ones as they are, or small ones of held-out data in their formats.
 
-At the full scale each benchmark is fetched, or put in place, and ``official`` links it. At the smoke
-scale four are composed of held-out pictures and scans (``packaged``), in the formats that
+At the full scale each benchmark is fetched, or put in place, and ``official`` links it. At the
+smoke scale four are composed of held-out pictures and scans (``packaged``), in the formats that
 Megatron's evaluation scripts read (examples/multimodal/evaluation):
 
 - captioning: ``captions.json``, COCO's ``{"images": [{id, file_name}], "annotations": [{id,
@@ -47,7 +47,7 @@ class EvaluationParams:
 
     source: str  # packaged: held-out data that packages bring along; official: the publisher's
     # Path that the stage waits for; for "official" the manifest of the fetched source with the
-    # ground truth (nvlm.data.published.sources), or the directory itself that a person has laid out.
+    # ground truth (nvlm.data.published.sources), or the directory that a person has laid out.
     requires: str
     limit: int | None  # questions to compose; null for an official set, which is taken whole
     # Of an official set: patterns of the ground truth's files, which keep its splits apart.

@@ -1,8 +1,8 @@
 """Evaluation sets as their publishers ship them: checked, then linked into the stage's out.
 
 A set is a directory that the user puts in place, the publisher's own ground truth (``TRUTH``)
-beside ``images/``, or a source that was fetched, of which configuration names the files of the split
-to score, and the pictures, which may lie in another source. What the files hold, and which images
+beside ``images/``, or a source that was fetched, of which configuration names the files of the
+split to score, and the pictures, which may lie in another source. What the files hold, and which images
 belong to the set, is said by the task's reader alone (nvlm.evaluate.ground_truth); the stage hands
 it in, since this package lies below.
 

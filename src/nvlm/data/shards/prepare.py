@@ -47,8 +47,8 @@ def prepare_dataset(params: DatasetParams, out: Path, metrics: Path) -> None:
     """Write shards, index and report of one dataset to ``out``, and its counts to ``metrics``.
 
     A record that cannot be used is left out and listed in ``skipped.jsonl``. Raises UserError, and
-    leaves nothing behind, if their share is above ``max_skipped`` or no sample is left. Of a dataset
-    that can't be had, which the run is to go on without, ``out`` holds ``missing.json`` alone.
+    leaves nothing behind, if their share is above ``max_skipped`` or no sample is left. Of a
+    dataset that can't be had, which the run goes on without, ``out`` holds ``missing.json`` alone.
     """
     if reason := reason_missing(params):
         with atomic_directory(out) as directory:

@@ -101,7 +101,7 @@ def _references(
 
 
 def _place(correct: Any, choices: tuple[str, ...]) -> int | None:
-    """The place of the right one of ``choices``; digits are an index, even where options are too."""
+    """The place of the right one of ``choices``; digits are an index, even where options are."""
     place: int | None = None
     if isinstance(correct, str) and correct.isdecimal():
         place = int(correct)
