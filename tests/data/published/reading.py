@@ -222,7 +222,7 @@ READING = {
             "IIIT5K/train/1009_2.png": JPEG,
             "IIIT5K/train/1017_1.png": JPEG,
         },
-        [Reading(text="You"), Reading(text="RESORT")],
+        [Reading(text=word, words=[], boxes=[]) for word in ("You", "RESORT")],
     ),
     "pdfa_eng_wds": Published(
         {
