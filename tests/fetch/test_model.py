@@ -8,9 +8,9 @@ from huggingface_hub import constants, hf_hub_download
 from tests.fetch.hub import COMMIT, Hub, running
 
 import licences
+from nvlm.errors import UserError
 from nvlm.fetch import hub as module
 from nvlm.fetch.model import SourceParams, download
-from nvlm.errors import UserError
 
 WEIGHTS = os.urandom(300_000)
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.launch.stage import LaunchParams, choose, launch_stage

@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from tests.launch.slurm_standin import install
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 from nvlm.launch.slurm.job import RECORDS, run_job
 from nvlm.launch.slurm.script import SlurmParams, batch_script

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import compose_and_dump
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 
 

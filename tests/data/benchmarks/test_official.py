@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import prepare_eval
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import TaskParams

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.ask import conversation, images, prompt
 from nvlm.evaluate.params import AskParams, GenerateParams, TaskParams

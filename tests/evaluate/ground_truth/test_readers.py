@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from tests.evaluate import fixtures
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.params import TaskParams
 from nvlm.evaluate.question import Question

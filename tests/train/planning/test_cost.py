@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.checkpoint.format.published import PUBLISHED
 from nvlm.params import parse_params
 from nvlm.train.params import TrainParams

@@ -10,7 +10,7 @@ import torch
 from tests.parallel.grids import make_batch, make_checkpoint, share, train_params
 from torch.distributed.tensor import DTensor
 
-from compose_params import composed
+from nvlm.params import composed
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
