@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nvlm.data.overview import overview
 from nvlm.data.shards.datasets import DatasetParams
@@ -49,18 +50,21 @@ def main() -> None:
         )
 
 
-def _data(scale: str | None) -> OmegaConf:
+def _data(scale: str | None) -> DictConfig:
     """The section ``data`` of params.yaml, or of ``conf/`` composed with ``scale``."""
     if scale is None:
         path = Path("params.yaml")
         if not path.is_file():
             raise UserError("params.yaml is missing: run python src/compose_params.py")
-        return OmegaConf.load(path).data
-    return OmegaConf.create(composed([f"scale={scale}"])).data
+        params: Any = OmegaConf.load(path)
+    else:
+        params = OmegaConf.create(composed([f"scale={scale}"]))
+    data: DictConfig = params.data
+    return data
 
 
-def _entry(data: OmegaConf, key: str) -> OmegaConf:
-    found = OmegaConf.select(data, key)
+def _entry(data: DictConfig, key: str) -> DictConfig:
+    found: DictConfig | None = OmegaConf.select(data, key)
     if found is None:
         group = key.partition(".")[0]
         names = ", ".join(sorted(OmegaConf.select(data, group) or [])) or "none"
