@@ -183,6 +183,9 @@ def test_the_hubs_cache_serves_without_a_network(hub, tmp_path, monkeypatch):
 def test_licences_are_listed(hub, tmp_path, monkeypatch):
     download(source(), tmp_path / "out")
     report = tmp_path / "reports" / "licences.md"
+    monkeypatch.chdir(tmp_path)
+    web = "{licence: CC-BY 4.0, web: [{url: https://example.org/a.zip}]}"
+    (tmp_path / "params.yaml").write_text(f"data: {{sources: {{pictures: {web}}}}}\n")
     arguments = ["licences.py", "--source", str(tmp_path / "out"), "--out", str(report)]
     monkeypatch.setattr("sys.argv", arguments)
     licences.main()
