@@ -115,6 +115,8 @@ def _build(kind: Any, content: Any, where: str) -> Any:
         return None
     if origin is UnionType:
         return _build(arguments[0], content, where)
+    if origin is list:
+        return [_build(arguments[0], part, f"{where}.{n}") for n, part in enumerate(content)]
     if origin is dict:
         return {key: _build(arguments[1], part, f"{where}.{key}") for key, part in content.items()}
     if not (is_dataclass(kind) and isinstance(kind, type)):

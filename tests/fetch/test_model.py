@@ -190,6 +190,7 @@ def test_licences_are_listed(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", arguments)
     licences.main()
     assert f"| owner/model | {COMMIT} | apache-2.0 |" in report.read_text()
+    assert "| pictures | example.org | CC-BY 4.0 |" in report.read_text()
     monkeypatch.setattr("sys.argv", [*arguments, "--source", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"source\.json is missing"):
         licences.main()
