@@ -10,6 +10,7 @@ from typing import Any
 from nvlm.atomic import write_text
 from nvlm.checkpoint.format.files import link_file
 from nvlm.checkpoint.huggingface.weights import read_json
+from nvlm.checkpoint.huggingface.word_mark import without_word_mark
 from nvlm.errors import UserError
 
 # Qwen2.5's tokenizer has it, and vLLM looks for it; Qwen2's and Yi's get it.
@@ -29,15 +30,18 @@ def export_tokenizer(source: Path, destination: Path, names: list[str]) -> Token
     """Put files ``names`` of the tokenizer in ``source`` into ``destination``.
 
     ``IMAGE_TOKEN`` is added behind the last token where it is missing. Its rows of the embedding
-    are never read: the model puts a tile's features there. Raises UserError if there is no
-    tokenizer.json.
+    are never read: the model puts a tile's features there. Text is marked as in training, that is,
+    as it stands (word_mark). Raises UserError if there is no tokenizer.json.
     """
     if "tokenizer.json" not in names:
         raise UserError(f"{source} has no tokenizer.json: convert a model that ships one")
-    tokenizer = read_json(source / "tokenizer.json")
+    published = read_json(source / "tokenizer.json")
+    tokenizer = without_word_mark(published)
     config = read_json(source / "tokenizer_config.json") if _has(names) else {}
     ids = _ids(tokenizer)
     changed: dict[str, dict[str, Any]] = {}
+    if tokenizer != published:
+        changed["tokenizer.json"] = tokenizer
     if IMAGE_TOKEN not in ids:
         ids[IMAGE_TOKEN] = max(ids.values()) + 1
         token = {"id": ids[IMAGE_TOKEN], "content": IMAGE_TOKEN, "single_word": False}
