@@ -60,10 +60,10 @@ def load_in_transformers(directories: list[Path], scratch: Path) -> list[dict[st
     return [torch.load(directory / "outputs.pt") for directory in directories]
 
 
-def export_with_logits(directory: Path, family: str) -> torch.Tensor:
+def export_with_logits(directory: Path, family: str, tower: str) -> torch.Tensor:
     """An export in ``directory``, inputs beside it, and the logits that our own model gives."""
     directory.mkdir()
-    manifest = build_combined(directory, family=family, dtype=torch.float32)
+    manifest = build_combined(directory, family=family, dtype=torch.float32, tower=tower)
     export_hf(directory / "combined", directory / "out", shard_bytes=40_000)
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=generator)
@@ -75,7 +75,7 @@ def export_with_logits(directory: Path, family: str) -> torch.Tensor:
     torch.save(inputs, directory / "inputs.pt")
     model = NVLM(manifest.architecture, 101, Stage(first=0, last=4))
     assert model.vision_model is not None and model.vision_projection is not None
-    model.vision_model.load_state_dict(save_vision(directory / "tower").state_dict())
+    model.vision_model.load_state_dict(save_vision(directory / "tower", like=tower).state_dict())
     model.language_model.load_state_dict(save_language(directory / "lm", family).state_dict())
     cores = [read_part(directory / "combined", rank, "vision_projection") for rank in (0, 1)]
     whole = {
@@ -98,7 +98,11 @@ def export_with_logits(directory: Path, family: str) -> torch.Tensor:
 
 def test_transformers_gives_our_logits(tmp_path):
     directories = [tmp_path / "qwen2", tmp_path / "llama"]
-    expected = [export_with_logits(directory, directory.name) for directory in directories]
+    towers = {"qwen2": "300M", "llama": "6B"}
+    expected = [
+        export_with_logits(directory, family, tower)
+        for directory, (family, tower) in zip(directories, towers.items(), strict=True)
+    ]
     found = load_in_transformers(directories, tmp_path)
     assert [outputs["names"] for outputs in found] == [
         ("NVLM_D_Model", "NVLM_D_Config", "Qwen2ForCausalLM"),
@@ -162,10 +166,10 @@ def test_dummy_heads_are_zeros_in_every_third(tmp_path):
     assert not norm[24:].any() and not projection[:, 24:].any()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("family", "tower"), [("llama", "300M"), ("qwen2", "6B")])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_out_and_in_again(tmp_path, family, tensor):
-    build_combined(tmp_path, family=family, tensor=tensor)
+def test_out_and_in_again(tmp_path, family, tower, tensor):
+    build_combined(tmp_path, family=family, tensor=tensor, tower=tower)
     export_hf(tmp_path / "combined", tmp_path / "out", shard_bytes=40_000)
     for half in ("vision", "language"):
         compared = list(

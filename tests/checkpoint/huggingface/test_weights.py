@@ -173,9 +173,13 @@ def test_source_is_remembered(tmp_path):
     ("change", "complaint"),
     [
         ({"architectures": ["CLIPVisionModel"]}, "is of CLIPVisionModel"),
-        ({"qk_normalization": False}, "qk_normalization is False"),
-        ({"qkv_bias": True}, "qkv_bias is True"),
-        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm'"),
+        ({"qk_normalization": None}, "qk_normalization should be true or false, not None"),
+        ({"qkv_bias": 1}, "qkv_bias should be true or false, not 1"),
+        ({"norm_type": "batch_norm"}, "norm_type 'batch_norm' is none of rms_norm, layer_norm"),
+        # What config.json says and the weights don't have.
+        ({"qk_normalization": False}, r"unexpected tensor encoder\.layers\.0\.attn\.k_norm"),
+        ({"qkv_bias": True}, r"lacks the tensor encoder\.layers\.0\.attn\.qkv\.bias"),
+        ({"norm_type": "layer_norm"}, r"lacks the tensor encoder\.layers\.0\.norm1\.bias"),
         ({"num_attention_heads": 5}, "do not divide"),
         ({"image_size": 18}, "an even number of patches"),
     ],
@@ -185,6 +189,14 @@ def test_traits_that_no_internvit_has(tmp_path, change, complaint):
     edit_json(tmp_path / "hf/config.json", lambda c: c.update(change))
     with pytest.raises(UserError, match=complaint):
         convert_vision(tmp_path / "hf", tmp_path / "core", tensor=1)
+
+
+def test_the_6bs_repo_does_not_name_its_norm(tmp_path):
+    save_vision(tmp_path / "hf")
+    edit_json(tmp_path / "hf/config.json", lambda c: c.pop("norm_type"))
+    manifest = convert_vision(tmp_path / "hf", tmp_path / "core", tensor=1)
+    assert manifest.architecture.vision is not None
+    assert manifest.architecture.vision.norm_type == "rms_norm"
 
 
 def test_stray_norm_bias_does_not_pass_for_the_weight(tmp_path):

@@ -52,9 +52,11 @@ def megatron_enums(monkeypatch):
         yield {"model_type": ModelType.encoder_or_decoder, "attention_backend": AttnBackend.auto}
 
 
-@pytest.mark.parametrize("stages", [(4,), (1, 3), (1, 1, 1, 1)])
-def test_what_went_out_comes_back(tmp_path, stages):
-    build_combined(tmp_path)
+@pytest.mark.parametrize(
+    ("stages", "tower"), [((4,), "6B"), ((1, 3), "300M"), ((1, 1, 1, 1), "6B")]
+)
+def test_what_went_out_comes_back(tmp_path, stages, tower):
+    build_combined(tmp_path, tower=tower)
     reshard(tmp_path / "combined", tmp_path / "laid_out", layers_per_stage=stages)
     export_megatron(tmp_path / "laid_out", tmp_path / "megatron")
     manifest = import_megatron(tmp_path / "megatron", tmp_path / "back", ImportOptions())

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    NORM_TYPES,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.checkpoint.huggingface.weights import read_json
 from nvlm.errors import UserError
 
@@ -62,7 +66,7 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
 
 
 def read_vision_architecture(directory: Path) -> VisionArchitecture:
-    """The tower that ``directory/config.json`` describes: InternViT-6B, or smaller with its traits.
+    """The tower that ``directory/config.json`` describes: InternViT-6B, InternViT-300M, or akin.
 
     Raises UserError for anything else.
     """
@@ -77,10 +81,10 @@ def vision_architecture(path: Path, config: Mapping[str, Any]) -> VisionArchitec
             f"{path} is of {_class(config)}, not of {' or '.join(VISION_CLASSES)}: choose an "
             "InternViT in conf/model"
         )
-    _require(path, config, "qk_normalization", True)
-    _require(path, config, "qkv_bias", False)
-    _require(path, config, "norm_type", "rms_norm")
     _require(path, config, "hidden_act", "gelu")
+    norm_type = config.get("norm_type", "rms_norm")  # the 6B's config.json does not say it
+    if norm_type not in NORM_TYPES:
+        raise UserError(f"{path}: norm_type {norm_type!r} is none of {', '.join(NORM_TYPES)}")
     hidden = _integer(path, config, "hidden_size")
     heads = _integer(path, config, "num_attention_heads")
     image = _integer(path, config, "image_size")
@@ -98,6 +102,9 @@ def vision_architecture(path: Path, config: Mapping[str, Any]) -> VisionArchitec
         image_size=image,
         patch_size=patch,
         norm_epsilon=_number(path, config, "layer_norm_eps"),
+        norm_type=norm_type,
+        qkv_bias=_boolean(path, config, "qkv_bias"),
+        qk_norm=_boolean(path, config, "qk_normalization"),
     )
 
 
@@ -120,6 +127,13 @@ def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if type(value) is not int or value < 1:
         raise UserError(f"{path}: {key} should be a whole number above 0, not {value!r}")
+    return value
+
+
+def _boolean(path: Path, config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if type(value) is not bool:
+        raise UserError(f"{path}: {key} should be true or false, not {value!r}")
     return value
 
 
