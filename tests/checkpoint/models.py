@@ -50,6 +50,7 @@ def save_language(
     vocabulary: int = 101,
     shard_size: str = "5GB",
     dtype: torch.dtype = torch.float32,
+    tied: bool = False,
 ) -> LlamaForCausalLM | Qwen2ForCausalLM:
     """Save a decoder with a tokenizer; return transformers' model."""
     config_class, model_class = {
@@ -66,7 +67,7 @@ def save_language(
         max_position_embeddings=64,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     model = model_class(config)
     torch.nn.Module.to(model, dtype)

@@ -216,6 +216,32 @@ def test_the_300m_has_the_names_of_its_layer_spec(tmp_path):
         assert_same(model, expected_300m(source(tmp_path / "hf"), rank))
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_tied_embeddings_are_as_megatron_core_has_them(tmp_path, stages):
+    """GPTModel allocates no weight for the head where the embedding is on the same stage, and its
+    own on the last one of several (skip_weight_param_allocation)."""
+    build_combined(tmp_path, tied=True)
+    reshard(tmp_path / "combined", tmp_path / "split", pipeline=stages)
+    export_megatron(tmp_path / "split", tmp_path / "out")
+    table = source(tmp_path / "hf_language")["model.embed_tokens.weight"]
+    padded = torch.cat([table, table[-1:].expand(11, -1)])
+    for rank in (0, 1):
+        names = [
+            f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
+            for stage in range(stages)
+        ]
+        contents = [load(tmp_path / "out", name) for name in names]
+        first, last = contents[0]["model"], contents[-1]["model"]
+        own = padded.chunk(2)[rank]
+        assert torch.equal(first["language_model.embedding.word_embeddings.weight"], own)
+        if stages == 1:
+            assert not [name for name in last if "output_layer" in name]
+        else:
+            assert torch.equal(last["language_model.output_layer.weight"], own)
+            assert last["language_model.output_layer._extra_state"] is None
+        assert contents[0]["args"].untie_embeddings_and_output_weights is False
+
+
 def test_args_say_what_a_loader_would_else_get_wrong(tmp_path):
     build_combined(tmp_path)
     reshard(tmp_path / "combined", tmp_path / "split", pipeline=4)

@@ -68,6 +68,7 @@ class LanguageArchitecture:
     rope_theta: float
     vocabulary: int  # rows of the Hugging Face embedding
     max_positions: int
+    tied_embeddings: bool = False  # whether the head is the embedding's very matrix
 
     @property
     def head_size(self) -> int:

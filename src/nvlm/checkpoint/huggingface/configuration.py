@@ -1,7 +1,7 @@
 """Hugging Face's ``config.json`` and this project's architecture.
 
-What the architecture can't express (tied embeddings, scaled rotary frequencies, a window) is
-refused by name: a model that is silently another one is worse than none.
+What the architecture can't express (scaled rotary frequencies, a window) is refused by name: a
+model that is silently another one is worse than none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nvlm.checkpoint.huggingface.weights import read_json
 from nvlm.errors import UserError
 
 LANGUAGE_CLASSES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+TIED = "tie_word_embeddings"
 VISION_CLASSES = {"InternVisionModel"}  # of OpenGVLab's InternViT repos
 
 
@@ -40,7 +41,7 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
             "a model in conf/model"
         )
     _require(path, config, "hidden_act", "silu")
-    for trait in ("tie_word_embeddings", "mlp_bias", "use_sliding_window"):
+    for trait in ("mlp_bias", "use_sliding_window"):
         _require(path, {trait: False, **config}, trait, False)
     if family == "llama":
         _require(path, {"attention_bias": False, **config}, "attention_bias", False)
@@ -62,6 +63,7 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
         rope_theta=_rope_theta(path, config),
         vocabulary=_integer(path, config, "vocab_size"),
         max_positions=_integer(path, config, "max_position_embeddings"),
+        tied_embeddings=_boolean(path, {TIED: False, **config}, TIED),
     )
 
 

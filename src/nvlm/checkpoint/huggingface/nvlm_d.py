@@ -40,8 +40,9 @@ def part_shapes(architecture: Architecture, part: str) -> dict[str, tuple[int, .
     if part == f"{LANGUAGE}.embedding":
         return {f"{LANGUAGE}.model.embed_tokens.weight": table}
     if part == f"{LANGUAGE}.head":
-        norm = (decoder.hidden_size,)
-        return {f"{LANGUAGE}.model.norm.weight": norm, f"{LANGUAGE}.lm_head.weight": table}
+        norm = {f"{LANGUAGE}.model.norm.weight": (decoder.hidden_size,)}
+        head = {} if decoder.tied_embeddings else {f"{LANGUAGE}.lm_head.weight": table}
+        return {**norm, **head}
     if part == f"{VISION}.embedding":
         shapes = vision.embedding_shapes(tower)
         return {f"{VISION}.embeddings.{name}": shape for name, shape in shapes.items()}
@@ -107,7 +108,7 @@ def configuration(
             "hidden_act": "silu",
             "attention_bias": decoder.qkv_bias,
             "mlp_bias": False,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": decoder.tied_embeddings,
             "torch_dtype": dtype,
             **tokens,
         },

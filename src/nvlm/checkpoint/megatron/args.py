@@ -23,6 +23,7 @@ from nvlm.checkpoint.format.manifest import Manifest, Source
 from nvlm.errors import UserError
 
 ITERATION = 1  # Megatron's loader knows neither 0 nor "release" for a fresh start
+UNTIED = "untie_embeddings_and_output_weights"
 # What Megatron has no name for: kept in args.nvlm, plain values, ignored by Megatron.
 OWN = "nvlm"
 # InternViT's, where a file of Megatron's own does not say: the head size of the 6B and of the 300M
@@ -70,13 +71,14 @@ def language_from_args(
         ("normalization", "RMSNorm"),
         ("position_embedding_type", "rope"),
         ("swiglu", True),
-        ("untie_embeddings_and_output_weights", True),
         ("add_bias_linear", False),
     ):
         if args.get(name) != right:
             raise UserError(
                 f"{path}: args.{name} is {args.get(name)!r}, and only {right!r} is supported"
             )
+    if type(args.get(UNTIED)) is not bool:
+        raise UserError(f"{path}: args.{UNTIED} is {args.get(UNTIED)!r}, not true or false")
     if args.get("num_layers") != layers:
         raise UserError(
             f"{path}: args.num_layers is {args.get('num_layers')!r}, and the stages hold {layers}: "
@@ -97,6 +99,7 @@ def language_from_args(
         rope_theta=float(_number(args, path, "rotary_base")),
         vocabulary=vocabulary,
         max_positions=int(_number(args, path, "max_position_embeddings")),
+        tied_embeddings=not args[UNTIED],
     )
 
 
@@ -194,7 +197,7 @@ def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
         "squared_relu": False,
         "add_bias_linear": False,
         "add_qkv_bias": decoder.qkv_bias,
-        "untie_embeddings_and_output_weights": True,
+        UNTIED: not decoder.tied_embeddings,
         "apply_query_key_layer_scaling": False,
         # The fine-tuning scripts' 0, which the checkpoint's value would override.
         "attention_dropout": 0.0,
