@@ -21,10 +21,12 @@ def build_combined(
     layers: int = 4,
     multiple: int = 8,
     dtype: torch.dtype = torch.bfloat16,
+    tower: str = "6B",
+    tied: bool = False,
 ) -> Manifest:
     """``directory/combined``, its halves beside it, and their sources in hf_vision, hf_language."""
-    save_vision(directory / "hf_vision", dtype=dtype)
-    save_language(directory / "hf_language", family, layers=layers, dtype=dtype)
+    save_vision(directory / "hf_vision", like=tower, dtype=dtype)
+    save_language(directory / "hf_language", family, layers=layers, dtype=dtype, tied=tied)
     convert_vision(directory / "hf_vision", directory / "vision", tensor=tensor)
     convert_language(
         directory / "hf_language",

@@ -22,7 +22,7 @@ from nvlm.checkpoint.format.manifest import Manifest, check_digests, read_manife
 from nvlm.checkpoint.parts import language, projector
 from nvlm.checkpoint.parts.vision import read_vision_tower
 from nvlm.errors import UserError
-from nvlm.model.language import Stage, reset_rotary
+from nvlm.model.language import Stage, reset_rotary, tie_head
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
@@ -56,12 +56,14 @@ def load_model(
     apply_tensor_parallel(model, mesh.tensor, gather_logits=gather_logits)
     reset_rotary(model.language_model, mesh.device)
     state = {}
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in _read_shards(checkpoint, manifest, model, mesh):
         is_trained = name.split(".")[0] in trained
         local = tensor.to(mesh.device, torch.float32 if is_trained else dtype).contiguous()
         state[name] = _like(parameters[name], local)
     model.load_state_dict(state, assign=True)
+    assert manifest.architecture.language is not None
+    tie_head(model.language_model, manifest.architecture.language, model.stage)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in trained)
     return model.eval()
@@ -119,6 +121,9 @@ def _files(manifest: Manifest, stage: Stage, mesh: Mesh) -> list[str]:
     first = [f"{LANGUAGE}.embedding", PROJECTION] if stage.is_first else []
     layers = [layer_part(LANGUAGE, layer) for layer in range(stage.first, stage.last)]
     last = [f"{LANGUAGE}.head"] if stage.is_last else []
+    language = manifest.architecture.language
+    if language and language.tied_embeddings and stage.is_last and not stage.is_first:
+        last.append(f"{LANGUAGE}.embedding")
     files = [part_path(mesh.tensor_rank, part) for part in (*first, *layers, *last)]
     tower = [name for name in manifest.files if f"/{VISION}." in name]
     return [*files, *tower]
@@ -146,7 +151,11 @@ def _read_shards(
     if stage.is_last:
         head = read_part(checkpoint, rank, f"{LANGUAGE}.head")
         yield f"{LANGUAGE}.model.norm.weight", head["final_layernorm.weight"]
-        yield f"{LANGUAGE}.lm_head.weight", head["output_layer.weight"]
+        if architecture.tied_embeddings:
+            embedding = read_part(checkpoint, rank, f"{LANGUAGE}.embedding")
+            yield f"{LANGUAGE}.lm_head.weight", embedding["word_embeddings.weight"]
+        else:
+            yield f"{LANGUAGE}.lm_head.weight", head["output_layer.weight"]
 
 
 def _core_shards(
@@ -169,13 +178,10 @@ def _core_shards(
         core = language.layer_to_core(shard, architecture, mesh.tensor.size())
         yield layer_part(LANGUAGE, layer), core
     if stage.is_last:
-        yield (
-            f"{LANGUAGE}.head",
-            {
-                "final_layernorm.weight": _local(decoder.model.norm.weight),
-                "output_layer.weight": _local(decoder.lm_head.weight),
-            },
-        )
+        head = {"final_layernorm.weight": _local(decoder.model.norm.weight)}
+        if not architecture.tied_embeddings:
+            head["output_layer.weight"] = _local(decoder.lm_head.weight)
+        yield f"{LANGUAGE}.head", head
 
 
 def _locals(module: torch.nn.Module) -> dict[str, Tensor]:

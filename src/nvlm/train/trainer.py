@@ -19,6 +19,7 @@ from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.pipeline import StepRunner
 from nvlm.parallel.sequence import reduce_norms
 from nvlm.parallel.state import load_model
+from nvlm.parallel.tied import sum_tied_gradients
 from nvlm.train.decoder import prepare_decoder
 from nvlm.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from nvlm.train.params import TrainParams
@@ -80,7 +81,10 @@ class Trainer:
         loss, stopping = self._sum_up(losses, weight, stop)
         if self.model.split is not None and self.model.split.active:
             reduce_norms(self.model.language_model, self.mesh.tensor)
-        norm = clip_gradients(self.model.parameters(), self.params.clip_grad, self.mesh).item()
+        repeated = sum_tied_gradients(self.model, self.mesh)
+        norm = clip_gradients(
+            self.model.parameters(), self.params.clip_grad, self.mesh, repeated=repeated
+        ).item()
         if not (math.isfinite(loss) and norm <= self.params.stop_above_norm):
             raise UserError(
                 f"step {number}: the loss is {loss:.4g}, the gradient norm {norm:.4g} (more than "

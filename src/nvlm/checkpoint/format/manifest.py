@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nvlm.atomic import write_text
-from nvlm.checkpoint.format.architecture import FAMILIES, Architecture
+from nvlm.checkpoint.format.architecture import FAMILIES, NORM_TYPES, Architecture
 from nvlm.checkpoint.format.files import DTYPES, FileEntry, entry_of, stays_inside
 from nvlm.checkpoint.format.layout import Grid, check_tensor_parallel, part_names, part_path
 from nvlm.checkpoint.format.tasks import run_tasks
@@ -69,8 +69,17 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write ``checkpoint.json`` with sorted keys: the same manifest gives the same bytes."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    """Write ``checkpoint.json`` with sorted keys: the same manifest gives the same bytes.
+
+    A trait of the architecture that has its default is left out: readers that don't know the trait
+    read the models that don't have it, and refuse the others by its name.
+    """
+    content = dataclasses.asdict(manifest)
+    for name in ("vision", "language"):
+        half = getattr(manifest.architecture, name)
+        if half is not None:
+            content["architecture"][name] = _without_defaults(half)
+    text = json.dumps(content, indent=1, sort_keys=True)
     write_text(directory / MANIFEST, text + "\n")
 
 
@@ -122,6 +131,9 @@ def check_digests(directory: Path, manifest: Manifest, names: Iterable[str] | No
 def _check_consistency(manifest: Manifest) -> None:
     """Raise ValueError or UserError if the manifest contradicts itself."""
     language, vocabulary = manifest.architecture.language, manifest.vocabulary
+    tower = manifest.architecture.vision
+    if tower is not None and tower.norm_type not in NORM_TYPES:
+        raise ValueError(f"norm_type {tower.norm_type!r} is none of {', '.join(NORM_TYPES)}")
     check_tensor_parallel(manifest.architecture, manifest.grid.tensor)
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype {manifest.dtype!r} is none of {', '.join(DTYPES)}")
@@ -168,10 +180,18 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def _without_defaults(half: Any) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(half)}
+    return {
+        name: value for name, value in dataclasses.asdict(half).items() if value != defaults[name]
+    }
+
+
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` out of JSON as type ``kind``; ValueError says where it is something else.
 
-    Kinds: dataclasses, None | kind, tuple[kind, ...], Mapping[str, kind], int, float and str.
+    Kinds: dataclasses, whose fields with a default may be missing; None | kind, tuple[kind, ...],
+    Mapping[str, kind], int, float, bool and str.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
@@ -183,13 +203,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
-        if value.keys() != hints.keys():
-            odd = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise ValueError(f"{where} lacks or does not know {odd}")
-        fields = {key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()}
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        odd = sorted((needed - value.keys()) | (value.keys() - hints.keys()))
+        if odd:
+            raise ValueError(f"{where} lacks or does not know {', '.join(odd)}")
+        fields = {key: _decode(hints[key], value[key], f"{where}.{key}") for key in value}
         return kind(**fields)  # type: ignore[operator]
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind in {int, str} and type(value) is kind:
+    if kind in {int, str, bool} and type(value) is kind:
         return value
     raise ValueError(f"{where} can't be {value!r}")

@@ -76,7 +76,9 @@ def _language_ends(source: Path, manifest: Manifest, kind: str) -> Iterator[tupl
         for rank in range(manifest.grid.tensor)
     ]
     yield f"{LANGUAGE}.model.norm.weight", iter([merge(norms, None, "final_layernorm.weight")])
-    yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
+    assert manifest.architecture.language is not None
+    if not manifest.architecture.language.tied_embeddings:
+        yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
 
 
 def _rows(source: Path, manifest: Manifest, part: str, name: str) -> Pieces:

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from nvlm.atomic import write_text
 from nvlm.checkpoint.format.files import link_files, new_checkpoint, read_part
+from nvlm.checkpoint.format.layout import LANGUAGE
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest
 from nvlm.checkpoint.format.writing import write_files
 from nvlm.checkpoint.megatron.args import ITERATION, to_args
-from nvlm.checkpoint.megatron.names import extra_states, megatron_name, stage_parts
+from nvlm.checkpoint.megatron.names import (
+    EMBEDDING,
+    TABLE,
+    TIED_HEAD,
+    extra_states,
+    megatron_name,
+    repeats_embedding,
+    stage_parts,
+)
 from nvlm.checkpoint.megatron.pt_writer import PendingTensor, write_pt
 from nvlm.checkpoint.parts.shapes import core_shapes
 
@@ -71,6 +80,13 @@ def _write_rank(
         for name in sorted(shapes):
             megatron = megatron_name(architecture, part, number, name)
             model[megatron] = PendingTensor(shape=shapes[name], dtype=dtype)
+    repeats = repeats_embedding(architecture, manifest.grid, stage)
+    if repeats:
+        shape = core_shapes(architecture, EMBEDDING, size=manifest.grid.tensor, padded=padded)[
+            TABLE
+        ]
+        tied = megatron_name(architecture, f"{LANGUAGE}.head", 0, TIED_HEAD)
+        model[tied] = PendingTensor(shape=shape, dtype=dtype)
     model |= dict.fromkeys(extra_states(model))
     content: dict[str, Any] = {
         "args": to_args(manifest),
@@ -83,6 +99,8 @@ def _write_rank(
         for part, _ in parts:
             for _, tensor in sorted(read_part(source, rank, part).items()):
                 yield tensor
+        if repeats:
+            yield read_part(source, rank, EMBEDDING)[TABLE]
 
     path.parent.mkdir(parents=True)
     write_pt(path, content, tensors)

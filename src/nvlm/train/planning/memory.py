@@ -94,9 +94,11 @@ def unit_sizes(model: NVLM) -> list[int]:
     """Numbers in each unit that FSDP2 gathers at once, of this tensor-parallel rank: ``model``
     before it is sharded over data ranks."""
     decoder = model.language_model
-    modules = [model.vision_projection, decoder.model.embed_tokens, decoder.lm_head]
+    ends = [decoder.model.embed_tokens, decoder.lm_head]
+    if None not in ends and ends[0].weight is ends[1].weight:
+        ends.pop()  # tied: one matrix
     sizes = []
-    for module in (*modules, *decoder.model.layers):
+    for module in (model.vision_projection, *ends, *decoder.model.layers):
         trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
         local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
         sizes.append(sum(tensor.numel() for tensor in local))
