@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.nn import functional
 
@@ -26,12 +28,13 @@ from nvlm.model.nvlm import NVLM
 
 def add_adapter(
     model: NVLM,
+    mesh: DeviceMesh,
     adapter: Adapter,
     matrices: Callable[[int], Mapping[str, Tensor]],
     *,
     dropout: float = 0.0,
 ) -> None:
-    """Adapt the decoder of ``model``, in place, after it was split over tensor-parallel ranks.
+    """Adapt the decoder of ``model``, in place, after it was split over the ranks of ``mesh``.
 
     ``matrices`` gives those of a layer, numbered through all stages, whole; they keep their dtype
     and require a gradient. ``dropout``: of what A reads, in training.
@@ -44,19 +47,16 @@ def add_adapter(
             assert isinstance(linear, nn.Linear)
             for kind in (DOWN, UP):
                 name = f"{TARGETS[target]}.{kind}"
-                own = _own(whole[name], adapter_split(name), linear.weight)
+                own = _own(whole[name], adapter_split(name), mesh, linear.weight.device)
                 linear.register_parameter(kind, nn.Parameter(own))
             linear.forward = partial(_adapted, linear, adapter.scaling, dropout)  # type: ignore[method-assign]
 
 
-def _own(whole: Tensor, split: int | None, weight: Tensor) -> Tensor:
-    """This rank's share of a matrix, on the device of its layer's ``weight``."""
-    if not isinstance(weight, DTensor):
-        return whole.to(weight.device)
-    if split is None:
-        return whole.to(weight.device)
-    mesh = weight.device_mesh
-    own = shard(whole, split, mesh.get_local_rank(), mesh.size()).contiguous().to(weight.device)
+def _own(whole: Tensor, split: int | None, mesh: DeviceMesh, device: torch.device) -> Tensor:
+    """This rank's share of a matrix."""
+    if split is None or mesh.size() == 1:
+        return whole.to(device)
+    own = shard(whole, split, mesh.get_local_rank(), mesh.size()).contiguous().to(device)
     return DTensor.from_local(
         own, mesh, [Shard(split)], run_check=False, shape=whole.shape, stride=whole.stride()
     )

@@ -80,7 +80,7 @@ def load_model(
             tensors = read_tensors(checkpoint / adapter_path(layer))
             return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
-        add_adapter(model, manifest.adapter, matrices)
+        add_adapter(model, mesh.tensor, manifest.adapter, matrices)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in trained)
     return model.eval()

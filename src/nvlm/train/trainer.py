@@ -105,7 +105,7 @@ class Trainer:
         def fresh(layer: int) -> dict[str, Tensor]:
             return fresh_matrices(language, adapter, layer, seed)
 
-        add_adapter(self.model, adapter, fresh, dropout=lora.dropout)
+        add_adapter(self.model, self.mesh.tensor, adapter, fresh, dropout=lora.dropout)
 
     def _accumulate(self, batch: Batch) -> tuple[Tensor, float]:
         """Gradients of the global batch's mean loss; this replica's summed loss of each micro-batch
