@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import RowwiseParallel
 
 from nvlm.checkpoint.parts.adapter import DOWN, UP, adapter_split
+from nvlm.model.nvlm import NVLM
 
 SEQUENCE = 1  # dimension of hidden states (B, S, H)
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -82,14 +83,14 @@ class RowwisePartial(RowwiseParallel):
         return outputs.to_local(grad_placements=[Replicate()])
 
 
-def reduce_shared(decoder: nn.Module, mesh: DeviceMesh, *, split: bool) -> None:
+def reduce_shared(model: NVLM, mesh: DeviceMesh) -> None:
     """Sum the gradients of what the tensor ranks of ``mesh`` all hold and each have a part of the
     gradient of; one collective a step.
 
-    Norms, of which each rank has seen its part of the sequence where it is ``split``; and the
-    matrices of an adapter that are not split with their layer (``nvlm.model.lora``).
+    Norms, which have seen a rank's part of the sequence where it is split; and the matrices of an
+    adapter that are not split with their layer (``nvlm.model.lora``).
     """
-    gradients = [_local(gradient) for gradient in _shared_gradients(decoder, split)]
+    gradients = [_local(gradient) for gradient in _shared_gradients(model)]
     if gradients:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat, group=mesh.get_group())
@@ -98,8 +99,9 @@ def reduce_shared(decoder: nn.Module, mesh: DeviceMesh, *, split: bool) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def _shared_gradients(decoder: nn.Module, split: bool) -> Iterable[Tensor]:
-    for name, parameter in decoder.named_parameters():
+def _shared_gradients(model: NVLM) -> Iterable[Tensor]:
+    split = model.split is not None and model.split.active
+    for name, parameter in model.language_model.named_parameters():
         if parameter.grad is None:
             continue
         *_, block, module, kind = name.split(".")

@@ -83,9 +83,8 @@ class Trainer:
             group["lr"] = rate
         losses, weight = self._accumulate(batch)
         loss, stopping = self._sum_up(losses, weight, stop)
-        split = self.model.split
-        if split is not None:
-            reduce_shared(self.model.language_model, self.mesh.tensor, split=split.active)
+        if self.model.split is not None:
+            reduce_shared(self.model, self.mesh.tensor)
         norm = clip_gradients(self.model.parameters(), self.params.clip_grad, self.mesh).item()
         if not (math.isfinite(loss) and norm <= self.params.stop_above_norm):
             raise UserError(
