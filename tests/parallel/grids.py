@@ -196,7 +196,7 @@ def write_losses(
             batch = share(make_batch(8, seed=step), mesh.data_rank, grid.data)
             result = trainer.step(step, batch)
             history.append((result.loss, result.gradient_norm))
-        save_model(trainer.model, checkpoint, out / "trained", mesh, trainable)
+        save_model(trainer.model, checkpoint, out / "trained", mesh, params.trained)
         if mesh.is_main:
             torch.save(torch.tensor(history, dtype=torch.float64), out / "history.pt")
 

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nvlm.atomic import write_text
+from nvlm.checkpoint.format.adapter import Adapter, adapter_path
 from nvlm.checkpoint.format.architecture import FAMILIES, NORM_TYPES, Architecture
 from nvlm.checkpoint.format.files import DTYPES, FileEntry, entry_of, stays_inside
 from nvlm.checkpoint.format.layout import Grid, check_tensor_parallel, part_names, part_path
@@ -57,11 +58,12 @@ class Manifest:
     dtype: str  # "float32", "bfloat16" or "float16": of every tensor
     sources: tuple[Source, ...]
     files: Mapping[str, FileEntry]  # by path relative to the checkpoint
+    adapter: Adapter | None = None  # not folded in; files have no such key where there is none
 
     @property
     def other_files(self) -> list[str]:
-        """Files that hold no tensors: the tokenizer's."""
-        return sorted(name for name in self.files if not name.endswith(".safetensors"))
+        """Files that are of no tensor-parallel rank: the tokenizer's, an adapter's."""
+        return sorted(name for name in self.files if not name.startswith("tp"))
 
     def with_files(self, files: Mapping[str, FileEntry]) -> Manifest:
         """The same checkpoint with other files."""
@@ -79,6 +81,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
         half = getattr(manifest.architecture, name)
         if half is not None:
             content["architecture"][name] = _without_defaults(half)
+    if manifest.adapter is None:
+        del content["adapter"]
     text = json.dumps(content, indent=1, sort_keys=True)
     write_text(directory / MANIFEST, text + "\n")
 
@@ -138,6 +142,8 @@ def _check_consistency(manifest: Manifest) -> None:
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype {manifest.dtype!r} is none of {', '.join(DTYPES)}")
     if language is None:
+        if manifest.adapter is not None:
+            raise ValueError("there is an adapter, and no decoder that it could adapt")
         return
     if language.family not in FAMILIES:
         raise ValueError(f"family {language.family!r} is none of {', '.join(FAMILIES)}")
@@ -155,16 +161,17 @@ def _check_consistency(manifest: Manifest) -> None:
 
 
 def _check_listing(path: Path, manifest: Manifest) -> None:
-    """Every part of every rank is listed, and no name leads out of the checkpoint."""
+    """Every part and every layer's adapter are listed; no name leads out of the checkpoint."""
     for name in manifest.files:
         if not stays_inside(name):
             raise UserError(f"{path} lists {name!r}, which is outside of the checkpoint: refused")
-    for rank in range(manifest.grid.tensor):
-        for part in part_names(manifest.architecture):
-            if part_path(rank, part) not in manifest.files:
-                raise UserError(
-                    f"{path} does not list {part_path(rank, part)}: make the checkpoint again"
-                )
+    parts = part_names(manifest.architecture)
+    wanted = [part_path(rank, part) for rank in range(manifest.grid.tensor) for part in parts]
+    if manifest.adapter is not None and manifest.architecture.language is not None:
+        wanted += [adapter_path(layer) for layer in range(manifest.architecture.language.layers)]
+    for name in wanted:
+        if name not in manifest.files:
+            raise UserError(f"{path} does not list {name}: make the checkpoint again")
 
 
 def _check_sizes(directory: Path, manifest: Manifest) -> None:

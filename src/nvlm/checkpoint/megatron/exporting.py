@@ -32,6 +32,7 @@ from nvlm.checkpoint.megatron.names import (
 )
 from nvlm.checkpoint.megatron.pt_writer import PendingTensor, write_pt
 from nvlm.checkpoint.parts.shapes import core_shapes
+from nvlm.errors import UserError
 
 FILE = "model_optim_rng.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -40,9 +41,15 @@ LATEST = "latest_checkpointed_iteration.txt"
 def export_megatron(source: Path, destination: Path) -> None:
     """Write the checkpoint ``source`` for Megatron-LM, on the grid that it is laid out for.
 
-    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``.
+    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``. Raises
+    UserError if ``source`` has an adapter.
     """
     manifest = read_manifest(source)
+    if manifest.adapter is not None:
+        raise UserError(
+            f"{source} has an adapter, which this format has no place for: fold it in first, with "
+            f"python -m nvlm.checkpoint merge {source} OUT"
+        )
     total = sum(entry.bytes for entry in manifest.files.values())
     with new_checkpoint(destination) as directory:
         tasks = _tasks(source, directory / f"iter_{ITERATION:07d}", manifest)
