@@ -1,20 +1,20 @@
 """The full scale's sources, layouts and datasets, held against each other."""
 
 import json
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 from omegaconf import OmegaConf
 from tests.data.published.layout import Published
 from tests.data.published.test_layouts import DATASETS
 
-from compose_params import composed
 from nvlm.data.benchmarks.evaluation import EvaluationParams
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.data.shards.streams import records
 from nvlm.fetch.sources import Source
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 DATA = OmegaConf.create(composed(["scale=full"])).data
 SOURCES = {
@@ -37,6 +37,7 @@ MISSING = {
 }
 FETCHED = sorted(TRAINING.keys() - MISSING)
 PICTURES = (".jpg", ".png")
+SHARED = ("interleaved", "img2dataset")  # layouts of several sets, each with files of its own names
 
 
 def source_of(path):
@@ -82,11 +83,11 @@ def fixture(name):
     layouts = OmegaConf.load("conf/data/layouts.yaml").layouts
     (layout,) = {key for key in layouts if layouts[key] == DATA_LAYOUTS[name]} & DATASETS.keys()
     published = DATASETS[layout]
-    if layout != "interleaved":
+    if layout not in SHARED:
         return published
-    (table,) = published.files.values()
+    (content,) = published.files.values()
     patterns = source_of(TRAINING[name].requires).hub.files
-    files = {pattern.replace("*", "train-00000-of-00001-ab"): table for pattern in patterns}
+    files = {pattern.replace("*", "train-00000-of-00001-ab"): content for pattern in patterns}
     return Published(files, published.contents * len(files), published.images * len(files))
 
 
@@ -123,21 +124,22 @@ def test_every_set_has_its_share_of_the_blend(group):
 
 
 @pytest.mark.parametrize("name", FETCHED)
-def test_what_a_source_brings_is_what_the_layout_reads(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_a_source_brings_is_what_the_layout_reads(name, tmp_path):
     values = TRAINING[name]
     for path in (values.requires, values.images):
-        Path(path).with_suffix("").mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"source": name, "files": []}))
+        (tmp_path / path).with_suffix("").mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps({"source": name, "files": []}))
     published = PREPARED[name]
     for file, content in published.files.items():
         # A picture is looked for among the shared ones: "everything" is what some archives hold.
         places = [values.requires, values.images]
         for place in reversed(places) if file.endswith(PICTURES) else places:
             if brings(source_of(place), file):
-                Published({file: content}, []).lay_out(Path(place).with_suffix(""))
+                Published({file: content}, []).lay_out((tmp_path / place).with_suffix(""))
                 break
-    read = list(records(parse_params(values, DatasetParams, name)))
+    params = parse_params(values, DatasetParams, name)
+    here = {key: str(tmp_path / getattr(params, key)) for key in ("requires", "images")}
+    read = list(records(replace(params, **here)))
     assert [getattr(record, "content", record) for record in read] == published.contents
     if name != "pdfa_eng_wds":
         for record in read:
