@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.atomic import write_text
+from nvlm.data.loading.blend import find_blend
 from nvlm.errors import UserError
 from nvlm.train.params import TrainParams
 
@@ -55,12 +56,13 @@ def identify(params: TrainParams, checkpoint: Path, data: Path, out: Path) -> Ru
     """The run that trains ``checkpoint`` on the blend in ``data`` by ``params``.
 
     The manifest of a checkpoint holds the digest of each of its files, and a dataset's index.uuid
-    is derived from its shards.
+    is derived from its shards; a dataset that is missing has none.
     """
     values = asdict(params)
     determining = {name: value for name, value in values.items() if name not in WATCHING}
     inputs = {"checkpoint": checkpoint / "checkpoint.json"} | {
-        f"dataset {name}": data / name / ".nv-meta" / "index.uuid" for name in params.data.blend
+        f"dataset {name}": index
+        for name, index in find_blend(data, params.data.blend).indexes.items()
     }
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in inputs.items()
