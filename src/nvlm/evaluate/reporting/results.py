@@ -23,6 +23,11 @@ CAVEAT = {
         "score of the full recipe would stand, and can't be compared."
     ),
     "full": "The benchmarks' own sets and the published weights.",
+    **dict.fromkeys(
+        ("node", "card"),
+        "The benchmarks' own sets, and small siblings of the published models: the columns of the "
+        "paper are of models ten to a hundred times as large.",
+    ),
 }
 
 

@@ -249,8 +249,8 @@ def describe_time(plan: Plan, architecture: Architecture, market: Market) -> str
         [
             f"a step, expected: {time.seconds:.2f} s ({told}); {time.model_flops:.3g} FLOPs, "
             f"{time.utilization(market.card, ranks):.0%} of the cards' peak",
-            f"the run, expected: {params.steps:,} steps in {hours:,.0f} hours, "
-            f"{hours * ranks:,.0f} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
+            f"the run, expected: {params.steps:,} steps in {rounded(hours)} hours, "
+            f"{rounded(hours * ranks)} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
             f"{market.price:g} $ a GPU-hour",
             f"snapshots: {snapshot:,.1f} GB each, {params.snapshots_kept + 1} of them at once: "
             f"{(params.snapshots_kept + 1) * snapshot:,.0f} GB of disk",
@@ -280,6 +280,11 @@ def describe_grids(plans: Sequence[Plan], architecture: Architecture, market: Ma
             f"{time.utilization(market.card, grid.processes):>7.0%} {hours:>9,.0f}  {verdict}"
         )
     return "\n".join(lines)
+
+
+def rounded(number: float) -> str:
+    """A number of hours, with a decimal where it is small."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _row(label: str, values: list[str]) -> str:
