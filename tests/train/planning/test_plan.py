@@ -253,6 +253,32 @@ def test_the_command_counts_the_batch_and_says_which_grids_fit(plan):
     assert seconds == sorted(seconds)
     assert "snapshots: 880.1 GB each, 3 of them at once: 2,640 GB of disk" in text
     assert "evaluation of the 72b, expected: " in text
+    adapted = text.split("low-rank adaptation, rank 16 on all layers, grids of 8 GPUs:\n")[1]
+    fit = [line.split()[:4] for line in adapted.splitlines() if line.endswith("  fits")]
+    assert ["8", "1", "1", "64"] in fit and ["1", "1", "8", "8"] not in fit
+
+
+@pytest.mark.parametrize(("branch", "tensor"), [("34b", 4), ("72b", 8)])
+def test_an_adapter_leaves_room_on_one_node(branch, tensor):
+    """Frozen weights in bf16, split over the tensor ranks; masters and moments of what is added."""
+    grid = GridParams(tensor=tensor)
+    changes = {"recompute_every": 0, "sequence_parallel": True, "global_batch": 128}
+    params = full_params(grid, lora=replace(LORA, rank=16), **changes)
+    architecture = PUBLISHED[branch]
+    language = architecture.language
+    (memory,) = plan_run(params, architecture, language.vocabulary).stages
+    hidden, ffn = language.hidden_size, language.ffn_hidden_size
+    keys = language.query_groups * language.head_size
+    # Of each of the seven: what is split with its layer, and what every rank has.
+    split = hidden + 2 * keys + 2 * ffn + (hidden + ffn)
+    shared = 5 * hidden + 2 * hidden
+    adapter = 16 * language.layers * (split // tensor + shared)
+    projector = 2 * 12800 + (12800 * ffn + ffn * hidden) // tensor
+    assert memory.parameters == 4 * (adapter + projector)
+    assert memory.optimizer == pytest.approx(2 * memory.parameters, rel=1e-5)
+    total = {"34b": 34_388_917_248, "72b": 72_706_203_648}[branch]  # weights of the decoder
+    assert memory.frozen == pytest.approx(2 * (total / tensor + 5_536_496_000), rel=1e-3)
+    assert memory.peak < 0.8 * 80 * 2**30
 
 
 def test_a_card_fits_what_it_holds_with_a_tenth_of_it_spare():
