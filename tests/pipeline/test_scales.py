@@ -8,7 +8,6 @@ import pytest
 from dvc.repo import Repo
 from omegaconf import OmegaConf
 
-from compose_params import composed
 from nvlm.checkpoint.format.layout import padded_rows
 from nvlm.checkpoint.format.published import SCALES
 from nvlm.checkpoint.huggingface.params import load_layout
@@ -20,7 +19,7 @@ from nvlm.fetch.fetching import FetchParams
 from nvlm.fetch.model import SourceParams
 from nvlm.fetch.sources import Source
 from nvlm.launch.stage import LaunchParams
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.plan import plan_run
 

@@ -132,6 +132,8 @@ def _plan_published(arguments: argparse.Namespace) -> None:
     from nvlm.params import composed, parse_params
     from nvlm.train.planning.cost import evaluation_hours
     from nvlm.train.planning.plan import (
+        ADAPTED,
+        ADAPTED_GPUS,
         describe,
         describe_grids,
         describe_time,
@@ -171,6 +173,14 @@ def _plan_published(arguments: argparse.Namespace) -> None:
         ranked = describe_grids(grids, architecture, market)
         print(f"grids of {gpus} GPUs, on counted work and assumed rates:\n{ranked}\n")
         if section.startswith("train.sft"):
+            if params.lora is None:
+                gpus, adapted = ADAPTED_GPUS[branch], replace(params, lora=ADAPTED)
+                grids = plan_grids(adapted, architecture, multiple, gpus)
+                ranked = describe_grids(grids, architecture, market)
+                print(
+                    f"the same with low-rank adaptation, rank {ADAPTED.rank} on all layers, grids "
+                    f"of {gpus} GPUs:\n{ranked}\n"
+                )
             tensor, batch = params.grid.tensor, int(values.eval.run.batch_size)
             hours = evaluation_hours(
                 architecture,

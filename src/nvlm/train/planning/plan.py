@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
-from nvlm.checkpoint.format.adapter import Adapter
+from nvlm.checkpoint.format.adapter import TARGETS, Adapter
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.checkpoint.format.layout import even_grid, padded_rows
 from nvlm.checkpoint.parts.adapter import adapter_shapes
@@ -30,6 +30,7 @@ from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
+from nvlm.train.lora import LoraParams
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.cost import Card, Rates, step_time
 from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
@@ -39,6 +40,9 @@ META = torch.device("meta")
 # Of a card, for what no formula has: fragments, the CUDA context, buffers of NCCL and cuBLAS.
 RESERVED = 0.1
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # within a node of 8; over nodes
+# What is planned beside a fine-tuning: an adapter of every layer, on cards of one node.
+ADAPTED = LoraParams(rank=16, alpha=32.0, dropout=0.0, targets=list(TARGETS))
+ADAPTED_GPUS = {"34b": 4, "72b": 8}
 LABELS = {
     "parameters": "parameters, fp32 shard",
     "frozen": "frozen modules",
