@@ -25,7 +25,7 @@ ALONE := dvc --wait-for-lock repro --single-item
 repro: setup
 	dvc repro environment
 	$(TWICE) tower-and-questions decoders-and-datasets
-	dvc repro combine_34b combine_72b
+	dvc repro combine_34b combine_72b find_overlap
 	$(TWICE) inspect-34b inspect-72b
 	dvc repro
 	@$(MAKE) --no-print-directory scores

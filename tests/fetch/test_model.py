@@ -8,9 +8,9 @@ from huggingface_hub import constants, hf_hub_download
 from tests.fetch.hub import COMMIT, Hub, running
 
 import licences
+from nvlm.errors import UserError
 from nvlm.fetch import hub as module
 from nvlm.fetch.model import SourceParams, download
-from nvlm.errors import UserError
 
 WEIGHTS = os.urandom(300_000)
 
@@ -183,10 +183,14 @@ def test_the_hubs_cache_serves_without_a_network(hub, tmp_path, monkeypatch):
 def test_licences_are_listed(hub, tmp_path, monkeypatch):
     download(source(), tmp_path / "out")
     report = tmp_path / "reports" / "licences.md"
+    monkeypatch.chdir(tmp_path)
+    web = "{licence: CC-BY 4.0, web: [{url: https://example.org/a.zip}]}"
+    (tmp_path / "params.yaml").write_text(f"data: {{sources: {{pictures: {web}}}}}\n")
     arguments = ["licences.py", "--source", str(tmp_path / "out"), "--out", str(report)]
     monkeypatch.setattr("sys.argv", arguments)
     licences.main()
     assert f"| owner/model | {COMMIT} | apache-2.0 |" in report.read_text()
+    assert "| pictures | example.org | CC-BY 4.0 |" in report.read_text()
     monkeypatch.setattr("sys.argv", [*arguments, "--source", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"source\.json is missing"):
         licences.main()

@@ -25,7 +25,7 @@ from tests.pipeline.affected import (
     scored,
 )
 
-from compose_params import composed
+from nvlm.params import composed
 
 STUB = """
 import hashlib, json, pathlib, sys

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compose_params import composed
+from nvlm.params import composed
 
 pytestmark = pytest.mark.pipeline
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import compose_and_dump
 
-from compose_params import composed
 from nvlm.errors import UserError
+from nvlm.params import composed
 
 
 def test_params_are_composed_from_conf():

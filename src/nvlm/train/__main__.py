@@ -127,10 +127,12 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def _plan_published(arguments: argparse.Namespace) -> None:
-    from compose_params import composed  # src/compose_params.py: the one reader of conf/
     from nvlm.checkpoint.format.layout import padded_rows
     from nvlm.checkpoint.format.published import PUBLISHED
-    from nvlm.params import parse_params
+    from nvlm.params import (
+        composed,  # src/compose_params.py: the one reader of conf/
+        parse_params,
+    )
     from nvlm.train.planning.cost import evaluation_hours
     from nvlm.train.planning.plan import (
         describe,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.atomic import write_text
+from nvlm.data.loading.loader import LEFT_OUT
 from nvlm.errors import UserError
 from nvlm.train.params import TrainParams
 
@@ -62,6 +63,8 @@ def identify(params: TrainParams, checkpoint: Path, data: Path, out: Path) -> Ru
     inputs = {"checkpoint": checkpoint / "checkpoint.json"} | {
         f"dataset {name}": data / name / ".nv-meta" / "index.uuid" for name in params.data.blend
     }
+    if (left_out := data.parent / LEFT_OUT).is_file():
+        inputs["samples left out"] = left_out
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in inputs.items()
     }

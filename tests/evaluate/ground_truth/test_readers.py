@@ -8,11 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from tests.evaluate import fixtures
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.params import TaskParams
 from nvlm.evaluate.question import Question
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 
 def fields_of(task: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ import torch
 from tests.parallel.grids import make_batch, make_checkpoint, share, train_params
 from torch.distributed.tensor import DTensor
 
-from compose_params import composed
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
@@ -23,6 +22,7 @@ from nvlm.model.vision import Projector
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
+from nvlm.params import composed
 from nvlm.train.__main__ import main
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.memory import layer_activations, projector_activations

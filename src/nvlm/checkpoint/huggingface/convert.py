@@ -190,7 +190,7 @@ def language_jobs(
     rows = padded // size
 
     def table(name: str, rank: int) -> list[Tensor]:
-        whole = weights.read(f"{prefix}{name}.")["weight"]
+        whole = weights.read(f"{prefix}{name}.")["weight"][: architecture.vocabulary]
         return language.vocabulary_rows([whole], rank * rows, (rank + 1) * rows)
 
     def embedding(rank: int) -> dict[str, list[Tensor]]:

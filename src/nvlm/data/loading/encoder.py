@@ -77,10 +77,12 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         params: LoaderParams,
         tokenizer: PreTrainedTokenizerFast,
         architecture: Architecture,
+        left_out: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         assert architecture.vision is not None and architecture.language is not None
         self.params = params
         self.tokenizer = tokenizer
+        self.left_out = left_out  # dataset and key
         self.vision = architecture.vision
         self.family = architecture.language.family
         self.too_long = self.unreadable = 0
@@ -89,6 +91,8 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Sample) -> Row:
         """Render and tokenise the conversation, tile the images."""
+        if self.left_out and _name(sample) in self.left_out:
+            raise SkipSample
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
         rng = np.random.default_rng([self.params.seed, self.current_sample_index])
@@ -165,6 +169,12 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         if self._consecutive_skipped >= MAX_CONSECUTIVE_SKIPPED:
             raise UserError(f"{MAX_CONSECUTIVE_SKIPPED} samples in a row are unusable: {reason}")
         raise SkipSample
+
+
+def _name(sample: Sample) -> tuple[str, str]:
+    """The dataset of ``sample``, which is the name of its directory, and its key in it."""
+    (source, *_) = sample.__sources__ or [None]
+    return ("" if source is None else source.dataset_path.name, sample.__key__)
 
 
 def pack(samples: Sequence[Any], lengths: Sequence[int], capacity: int) -> list[list[Any]]:

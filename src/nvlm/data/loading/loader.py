@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Consecutive samples of a shard that are read at once. Fewer shuffle better, more read faster.
 SAMPLES_PER_SLICE = 100
+LEFT_OUT = "left_out.json"
 
 
 def build_loader(
@@ -53,7 +54,7 @@ def build_loader(
         # By default Energon logs what fails and goes on, with a sample less and a shifted stream.
         global_error_handler=reraise_exception,
     )
-    encoder = NVLMEncoder(params, tokenizer, architecture)
+    encoder = NVLMEncoder(params, tokenizer, architecture, left_out=left_out(root))
     datasets = _blend(root, params).get_datasets(
         training=True,
         split_part="train",
@@ -72,6 +73,21 @@ def build_loader(
     loader = get_savable_loader(stream, watchdog_timeout_seconds=None)
     loader.pin_memory = torch.cuda.is_available()  # Energon asks for it always; a CPU has none
     return loader
+
+
+def left_out(root: Path) -> frozenset[tuple[str, str]]:
+    """Dataset and key of the samples that are not to be read: src/find_overlap.py lists, beside
+    ``root``, those that show a picture of an evaluation set."""
+    path = root.parent / LEFT_OUT
+    if not path.is_file():
+        return frozenset()
+    listed: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    return frozenset(
+        (name.removeprefix(f"{root.name}/"), key)
+        for name, keys in listed.items()
+        if name.startswith(f"{root.name}/")
+        for key in keys
+    )
 
 
 def blend_text(root: Path, params: LoaderParams, directory: Path) -> str:

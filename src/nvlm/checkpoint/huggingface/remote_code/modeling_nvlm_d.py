@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_nvlm_d import InternVisionConfig, NVLM_D_Config, NVLM_D_Yi_Config
 
 IMAGE_TOKEN = "<|vision_pad|>"
-SYSTEM = "Answer the questions."
+SYSTEM = "Follow the user's instruction and answer questions."  # of every trained conversation
 
 
 class InternRMSNorm(nn.Module):
@@ -161,7 +161,10 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801
             nn.GELU(),
             nn.Linear(language.intermediate_size, language.hidden_size, bias=False),
         )
-        self.language_model = AutoModelForCausalLM.from_config(language)
+        # Or else the decoder would be of its stored dtype, whatever from_pretrained(dtype=) asks.
+        self.language_model = AutoModelForCausalLM.from_config(
+            language, dtype=torch.get_default_dtype()
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -231,7 +234,11 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801
             question = question.replace("<image>", self._image_prompt(len(pixel_values)), 1)
         turns = (("system", SYSTEM), ("user", question))
         prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
-        inputs = tokenizer(f"{prompt}<|im_start|>assistant\n", return_tensors="pt")
+        if self.config.model_type == "NVLM_D_Yi":
+            prompt = (tokenizer.bos_token or "") + prompt
+        inputs = tokenizer(
+            f"{prompt}<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt"
+        )
         stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
         settings = {"max_new_tokens": 256, "do_sample": False, **generation}
         new = self.generate(
