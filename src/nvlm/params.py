@@ -119,9 +119,6 @@ def _build(kind: Any, content: Any, where: str) -> Any:
         return [_build(arguments[0], part, f"{where}.{n}") for n, part in enumerate(content)]
     if origin is dict:
         return {key: _build(arguments[1], part, f"{where}.{key}") for key, part in content.items()}
-    if origin is list:
-        parts = enumerate(content)
-        return [_build(arguments[0], part, f"{where}[{place}]") for place, part in parts]
     if not (is_dataclass(kind) and isinstance(kind, type)):
         return content
     hints = get_type_hints(kind)

@@ -10,11 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from tests.evaluate import fixtures
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.params import EvaluationParams, PublishedParams
 from nvlm.evaluate.reporting.reproduction import Reproduction, reproduction
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 ROOT = Path(__file__).parents[3]
 ROWS = (59.7, 58.7, 59.9)  # MMMU val: the paper, its card, the card of the mcore model
@@ -107,7 +106,7 @@ def published(**changes):
     ("values", "message"),
     [
         (published(split="test"), r"t.split: one of the rows' \(test\), not 'val'"),
-        (published(scores={}), r"t.rows\[0\].scores: points by branch"),
+        (published(scores={}), r"t.rows.0.scores: points by branch"),
         (published(scores={"72b": "many"}), r"scores.72b: Value 'many'"),
         (published(points=3), r"points: Key 'points' not in"),
     ],
