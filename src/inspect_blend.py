@@ -2,7 +2,7 @@
 
 Run with: python src/inspect_blend.py --params train.sft_34b.data --data data/sft \\
               --checkpoint checkpoints/34b/combined --blend data/blends/34b/sft.yaml \\
-              --out plots/data/34b/sft
+              --report reports/data/34b/sft.md --out plots/data/34b/sft
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from nvlm.atomic import atomic_directory, write_text
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect
+from nvlm.data.loading.inspection_report import report_text
 from nvlm.data.loading.loader import blend_text, build_loader
 from nvlm.data.loading.params import LoaderParams
 from nvlm.errors import run_command
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="its tokenizer and shapes")
     parser.add_argument("--data", type=Path, required=True, help="directory of the datasets")
     parser.add_argument("--blend", type=Path, required=True, help="metadataset to write (YAML)")
+    parser.add_argument("--report", type=Path, required=True, help="page to write (Markdown)")
     parser.add_argument("--out", type=Path, required=True, help="directory of plots to write")
     arguments = parser.parse_args()
     params = load_params(arguments.params, LoaderParams)
@@ -52,6 +54,9 @@ def main() -> None:
         draw_contact_sheet(samples, tokenizer, family, partial / "samples.png")
     text = blend_text(arguments.data, params, arguments.blend.parent)
     write_text(arguments.blend, text)
+    title = arguments.params.removeprefix("train.").removesuffix(".data")
+    page = report_text(title, statistics, params, tokenizer, arguments.data)
+    write_text(arguments.report, page)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tests.parallel.grids import make_batch
 
+from nvlm.data.loading.shortfall import Shortfall
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.parallel.batches import broadcast_batch
@@ -18,6 +19,7 @@ def receive(directory: Path) -> None:
     with parallel_mesh(GridParams(tensor=1, pipeline=2)) as mesh:
         for rows in (5, 1):
             sent = make_batch(rows, seed=rows)
+            sent.shortfalls.append(Shortfall(key="a/1", kind="too long", tokens=rows))
             if rows == 1:
                 sent = type(sent)(**(vars(sent) | {"tiles": sent.tiles[:0]}))
             got = broadcast_batch(sent if mesh.is_main else None, mesh)

@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--layers-per-stage", type=int, nargs="+", metavar="N", help="decoder layers, a stage each"
     )
+    verb("merge", _merge, "the adapter of a checkpoint folded into its weights", "IN", "OUT")
     verb("export-megatron", _export_megatron, "Megatron-LM's torch format", "IN", "OUT")
     added = verb(
         "import-megatron",
@@ -106,6 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
     added = verb("export-hf", _export_hf, "NVLM_D for transformers and vLLM", "IN", "OUT")
     added.add_argument(
         "--shard-size", type=_size, default="5GB", help="of a weights file (default: 5GB)"
+    )
+    added.add_argument(
+        "--adapter",
+        action="store_true",
+        help="the adapter for PEFT in OUT/adapter, beside the base (default: folded in)",
     )
     added = verb("import-hf", _import_hf, "from NVLM_D's layout", "IN", "OUT")
     _tensor(added)
@@ -195,6 +201,12 @@ def _reshard(arguments: argparse.Namespace) -> None:
     )
 
 
+def _merge(arguments: argparse.Namespace) -> None:
+    from nvlm.checkpoint.relayout.merge import merge_adapter
+
+    merge_adapter(arguments.source, arguments.out)
+
+
 def _export_megatron(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.megatron.exporting import export_megatron
 
@@ -224,7 +236,12 @@ def _import_megatron(arguments: argparse.Namespace) -> None:
 def _export_hf(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.huggingface.exporting import export_hf
 
-    export_hf(arguments.source, arguments.out, shard_bytes=arguments.shard_size)
+    export_hf(
+        arguments.source,
+        arguments.out,
+        shard_bytes=arguments.shard_size,
+        apart=arguments.adapter,
+    )
 
 
 def _import_hf(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nvlm.checkpoint.huggingface.word_mark import without_word_mark
 from nvlm.errors import UserError
 from nvlm.model.prompts import Template, Turn, render, tile_tags
 
@@ -38,12 +40,21 @@ class EncodedConversation:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """Load ``tokenizer.json`` and its configuration from ``directory``: no network, no code."""
+    """Load ``tokenizer.json`` and its configuration from ``directory``: no network, no code.
+
+    The pieces of a conversation are tokenised one by one, and none of them begins with a ``▁`` that
+    its text lacks: see nvlm.checkpoint.huggingface.word_mark.
+    """
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json: run the stage that makes it again")
-    return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    published = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    backend = Tokenizer.from_str(json.dumps(without_word_mark(published)))
+    return PreTrainedTokenizerFast.from_pretrained(
+        directory, local_files_only=True, tokenizer_object=backend
+    )
 
 
 def encode_conversation(

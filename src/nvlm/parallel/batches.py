@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from nvlm.data.loading.batch import Batch
 from nvlm.parallel.mesh import Mesh
@@ -28,7 +27,7 @@ def broadcast_batch(batch: Batch | None, mesh: Mesh) -> Batch:
     group = mesh.replica.get_group()
     header: list[Any] = [None if batch is None else _header(batch)]
     dist.broadcast_object_list(header, group=group, group_src=0)
-    shapes, lengths, keys = header[0]
+    shapes, told = header[0]
     sizes = [torch.Size(shapes[name]).numel() for name in INTEGERS]
     if batch is None:
         integers = torch.empty(sum(sizes), dtype=torch.int64, device=mesh.device)
@@ -40,13 +39,14 @@ def broadcast_batch(batch: Batch | None, mesh: Mesh) -> Batch:
     for tensor in (integers, tiles):
         if tensor.numel():
             dist.broadcast(tensor, group=group, group_src=0)
-    parts: dict[str, Tensor] = {
+    parts: dict[str, Any] = {
         name: part.view(shapes[name])
         for name, part in zip(INTEGERS, integers.split(sizes), strict=True)
     }
-    return Batch(**parts, tiles=tiles, lengths=lengths, keys=keys)
+    return Batch(**parts, tiles=tiles, **told)
 
 
-def _header(batch: Batch) -> tuple[dict[str, list[int]], list[int], list[list[str]]]:
+def _header(batch: Batch) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """The shapes of the tensors, and all that is no tensor."""
     shapes = {name: list(getattr(batch, name).shape) for name in (*INTEGERS, "tiles")}
-    return shapes, batch.lengths, batch.keys
+    return shapes, {name: value for name, value in vars(batch).items() if name not in shapes}

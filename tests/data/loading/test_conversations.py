@@ -141,7 +141,7 @@ def params(**overrides):
 def fitted(encoder, images, turns):
     sizes = [Image.open(io.BytesIO(image)).size for image in images]
     rendered = conversation_of(dialogue(images, turns), np.random.default_rng(0), "chatml", None)
-    return encoder._fitting(sizes, rendered)
+    return encoder._fitting("dialogues/1", sizes, rendered)[:2]
 
 
 def test_images_share_one_numbering_and_lose_tiles_together(tokenizer, architecture):

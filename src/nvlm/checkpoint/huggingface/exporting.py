@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from nvlm.checkpoint.format.files import bytes_of, new_checkpoint, safetensors_h
 from nvlm.checkpoint.format.layout import part_names
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest
 from nvlm.checkpoint.format.writing import write_files
+from nvlm.checkpoint.huggingface.adapter import export_adapter
 from nvlm.checkpoint.huggingface.merged import whole_tensors
 from nvlm.checkpoint.huggingface.nvlm_d import (
     TABLES,
@@ -41,14 +43,20 @@ class _Shard:
     bytes: int = 0
 
 
-def export_hf(source: Path, destination: Path, *, shard_bytes: int) -> None:
+def export_hf(source: Path, destination: Path, *, shard_bytes: int, apart: bool = False) -> None:
     """Write the checkpoint ``source`` for ``AutoModel`` and vLLM.
 
     Weights in files of at most ``shard_bytes`` (a larger tensor has a file of its own), with an
-    index; config.json; configuration and modeling files; preprocessor; tokenizer; chat template.
-    Raises UserError if ``source`` is one half of a model alone, or has no tokenizer.
+    index; config.json; configuration and modeling files; preprocessor; tokenizer; chat template. An
+    adapter is folded in or, with ``apart``, left out and written for PEFT into ``adapter``. Raises
+    UserError if ``source`` is one half of a model alone, has no tokenizer, or no adapter that could
+    be apart.
     """
-    manifest = read_manifest(source)
+    manifest = whole = read_manifest(source)
+    if apart:
+        if manifest.adapter is None:
+            raise UserError(f"{source} has no adapter: leave --adapter out")
+        manifest = dataclasses.replace(whole, adapter=None)
     if not (manifest.architecture.vision and manifest.architecture.language):
         raise UserError(f"{source} is one half of a model: combine it with the other one first")
     ids = token_ids(source / "tokenizer")
@@ -69,6 +77,8 @@ def export_hf(source: Path, destination: Path, *, shard_bytes: int) -> None:
         }
         write_json(directory / INDEX, index)
         _write_description(source, directory, manifest, ids)
+        if apart:
+            export_adapter(source, directory / "adapter", whole)
 
 
 def plan_shards(manifest: Manifest, shard_bytes: int, ids: TokenIds) -> list[_Shard]:

@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nvlm.checkpoint.format.files import read_part
+from nvlm.checkpoint.format.adapter import adapter_path
+from nvlm.checkpoint.format.files import read_part, read_tensors
 from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION
 from nvlm.checkpoint.format.manifest import Manifest
 from nvlm.checkpoint.format.sharding import merge
 from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS, PROJECTOR
 from nvlm.checkpoint.parts import language, projector, vision
+from nvlm.checkpoint.parts.adapter import fold
 
 # A tensor as pieces along its first dimension: large tables are never in memory as a whole.
 Pieces = Iterator[Tensor]
 
 
 def whole_tensors(source: Path, manifest: Manifest, part: str) -> Iterator[tuple[str, Pieces]]:
-    """The tensors that ``part`` becomes, in the order of ``nvlm_d.part_shapes``.
+    """The tensors that ``part`` becomes, in the order of ``nvlm_d.part_shapes``; an adapter is
+    folded in.
 
     Raises UserError if a tensor that every rank has differs between them.
     """
@@ -38,6 +41,12 @@ def whole_tensors(source: Path, manifest: Manifest, part: str) -> Iterator[tuple
         decoder = manifest.architecture.language
         assert decoder is not None
         layers = [language.layer_to_hf(shard, decoder, len(shards)) for shard in shards]
+        if manifest.adapter is not None:
+            matrices = read_tensors(source / adapter_path(_number(kind)))
+            layers = [
+                fold(layer, matrices, manifest.adapter, rank, len(shards))
+                for rank, layer in enumerate(layers)
+            ]
         for short in language.layer_shapes(decoder):
             name = f"{LANGUAGE}.model.layers.{_number(kind)}.{short}"
             split = language.SPLIT.get(short)
@@ -76,7 +85,9 @@ def _language_ends(source: Path, manifest: Manifest, kind: str) -> Iterator[tupl
         for rank in range(manifest.grid.tensor)
     ]
     yield f"{LANGUAGE}.model.norm.weight", iter([merge(norms, None, "final_layernorm.weight")])
-    yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
+    assert manifest.architecture.language is not None
+    if not manifest.architecture.language.tied_embeddings:
+        yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
 
 
 def _rows(source: Path, manifest: Manifest, part: str, name: str) -> Pieces:

@@ -58,8 +58,9 @@ def part_shapes(architecture: Architecture, part: str, rows: int) -> dict[str, t
     if part == f"{LANGUAGE}.embedding":
         return {f"{LANGUAGE}.model.embed_tokens.weight": table}
     if part == f"{LANGUAGE}.head":
-        norm = (decoder.hidden_size,)
-        return {f"{LANGUAGE}.model.norm.weight": norm, f"{LANGUAGE}.lm_head.weight": table}
+        norm = {f"{LANGUAGE}.model.norm.weight": (decoder.hidden_size,)}
+        head = {} if decoder.tied_embeddings else {f"{LANGUAGE}.lm_head.weight": table}
+        return {**norm, **head}
     if part == f"{VISION}.embedding":
         shapes = vision.embedding_shapes(tower)
         return {f"{VISION}.embeddings.{name}": shape for name, shape in shapes.items()}
@@ -126,7 +127,7 @@ def configuration(
             "hidden_act": "silu",
             "attention_bias": decoder.qkv_bias,
             "mlp_bias": False,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": decoder.tied_embeddings,
             "torch_dtype": dtype,
             **tokens,
         },
@@ -141,9 +142,9 @@ def configuration(
             "image_size": tower.image_size,
             "patch_size": tower.patch_size,
             "layer_norm_eps": tower.norm_epsilon,
-            "qk_normalization": True,
-            "qkv_bias": False,
-            "norm_type": "rms_norm",
+            "qk_normalization": tower.qk_norm,
+            "qkv_bias": tower.qkv_bias,
+            "norm_type": tower.norm_type,
             "hidden_act": "gelu",
             "initializer_factor": 0.1,
             "initializer_range": 1e-10,

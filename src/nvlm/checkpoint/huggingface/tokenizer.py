@@ -17,6 +17,7 @@ from nvlm.atomic import write_text
 from nvlm.checkpoint.format.files import link_file
 from nvlm.checkpoint.huggingface.chat_template import chat_template
 from nvlm.checkpoint.huggingface.weights import read_json
+from nvlm.checkpoint.huggingface.word_mark import without_word_mark
 from nvlm.errors import UserError
 from nvlm.model.prompts import END, tile_tags
 
@@ -62,11 +63,13 @@ def export_tokenizer(
     """Put the tokenizer in ``source`` into ``destination``, and its files ``names`` beside it.
 
     The class is named PreTrainedTokenizerFast: AutoTokenizer rebuilds a tokenizer of another one
-    from its vocabulary alone. No sampling is suggested, whatever the decoder's repo suggests.
+    from its vocabulary alone. Text is read as in training, that is, as it stands (word_mark). No
+    sampling is suggested, whatever the decoder's repo suggests.
     """
     for name in names:
         link_file(source, destination / TRAINED_TOKENIZER, name)
-    tokenizer, config = read_json(source / "tokenizer.json"), _config(source)
+    tokenizer = without_word_mark(read_json(source / "tokenizer.json"))
+    config = _config(source)
     if IMAGE_TOKEN not in _ids(tokenizer):
         token = {"content": IMAGE_TOKEN, "lstrip": False, "normalized": False, "rstrip": False}
         token |= {"single_word": False, "special": True}

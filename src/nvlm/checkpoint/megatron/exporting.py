@@ -17,12 +17,22 @@ from torch import Tensor
 
 from nvlm.atomic import write_text
 from nvlm.checkpoint.format.files import link_files, new_checkpoint, read_part
+from nvlm.checkpoint.format.layout import LANGUAGE
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest
 from nvlm.checkpoint.format.writing import write_files
 from nvlm.checkpoint.megatron.args import ITERATION, to_args
-from nvlm.checkpoint.megatron.names import extra_states, megatron_name, stage_parts
+from nvlm.checkpoint.megatron.names import (
+    EMBEDDING,
+    TABLE,
+    TIED_HEAD,
+    extra_states,
+    megatron_name,
+    repeats_embedding,
+    stage_parts,
+)
 from nvlm.checkpoint.megatron.pt_writer import PendingTensor, write_pt
 from nvlm.checkpoint.parts.shapes import core_shapes
+from nvlm.errors import UserError
 
 FILE = "model_optim_rng.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -31,9 +41,15 @@ LATEST = "latest_checkpointed_iteration.txt"
 def export_megatron(source: Path, destination: Path) -> None:
     """Write the checkpoint ``source`` for Megatron-LM, on the grid that it is laid out for.
 
-    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``.
+    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``. Raises
+    UserError if ``source`` has an adapter.
     """
     manifest = read_manifest(source)
+    if manifest.adapter is not None:
+        raise UserError(
+            f"{source} has an adapter, which this format has no place for: fold it in first, with "
+            f"python -m nvlm.checkpoint merge {source} OUT"
+        )
     total = sum(entry.bytes for entry in manifest.files.values())
     with new_checkpoint(destination) as directory:
         tasks = _tasks(source, directory / f"iter_{ITERATION:07d}", manifest)
@@ -71,6 +87,13 @@ def _write_rank(
         for name in sorted(shapes):
             megatron = megatron_name(architecture, part, number, name)
             model[megatron] = PendingTensor(shape=shapes[name], dtype=dtype)
+    repeats = repeats_embedding(architecture, manifest.grid, stage)
+    if repeats:
+        shape = core_shapes(architecture, EMBEDDING, size=manifest.grid.tensor, padded=padded)[
+            TABLE
+        ]
+        tied = megatron_name(architecture, f"{LANGUAGE}.head", 0, TIED_HEAD)
+        model[tied] = PendingTensor(shape=shape, dtype=dtype)
     model |= dict.fromkeys(extra_states(model))
     content: dict[str, Any] = {
         "args": to_args(manifest),
@@ -83,6 +106,8 @@ def _write_rank(
         for part, _ in parts:
             for _, tensor in sorted(read_part(source, rank, part).items()):
                 yield tensor
+        if repeats:
+            yield read_part(source, rank, EMBEDDING)[TABLE]
 
     path.parent.mkdir(parents=True)
     write_pt(path, content, tensors)

@@ -24,12 +24,19 @@ from nvlm.checkpoint.format.manifest import Manifest, Vocabulary, write_manifest
 from nvlm.checkpoint.format.writing import Job, write_parts
 from nvlm.checkpoint.huggingface.convert import TOKENIZER_FILES, link_tokenizer
 from nvlm.checkpoint.megatron.args import (
+    UNTIED,
     language_from_args,
     sources_from_args,
     vision_from_args,
 )
 from nvlm.checkpoint.megatron.exporting import FILE, LATEST
-from nvlm.checkpoint.megatron.names import megatron_name, stage_parts, with_prefix
+from nvlm.checkpoint.megatron.names import (
+    TIED_HEAD,
+    megatron_name,
+    repeats_embedding,
+    stage_parts,
+    with_prefix,
+)
 from nvlm.checkpoint.megatron.pt_reader import PtFile, TensorEntry
 from nvlm.checkpoint.parts.projector import ProjectorParams, fresh_projector, slice_projector
 from nvlm.checkpoint.parts.shapes import core_shapes
@@ -290,9 +297,26 @@ def _jobs(
                 left.remove(full)
                 chosen[name] = rank.tensors[full]
             jobs.append((tensor, part, partial(_read, rank.file, chosen, dtype, exact)))
+        tied = _full_name(architecture, f"{LANGUAGE}.head", 0, TIED_HEAD)
+        if tied in left and repeats_embedding(architecture, manifest.grid, stage):
+            left.remove(tied)
+            first = ranks[tensor, 0]
+            _check_equal(first, f"{LANGUAGE}.{WORD_EMBEDDINGS}", rank, tied)
         if left:
             raise UserError(f"{rank.file.path} has an unexpected tensor {min(left)}: refused")
     return iter(jobs)
+
+
+def _check_equal(first: _RankFile, table: str, last: _RankFile, head: str) -> None:
+    """Raise UserError unless the copies of tied embeddings are equal."""
+    (ours,), (theirs,) = (
+        rank.file.read([rank.tensors[name]]) for rank, name in ((first, table), (last, head))
+    )
+    if not torch.equal(ours, theirs):
+        raise UserError(
+            f"{last.file.path}: {head} is not {first.file.path}'s {table}, to which args tie it: "
+            f"save it again, or with args.{UNTIED}"
+        )
 
 
 def _full_name(architecture: Architecture, part: str, number: int, name: str) -> str:

@@ -40,7 +40,7 @@ def compare(first: Path, second: Path) -> Iterator[Comparison]:
     UserError if one is damaged.
     """
     a, b = read_manifest(first), read_manifest(second)
-    described = _compare_values(_plain(a.architecture, a.dtype), _plain(b.architecture, b.dtype))
+    described = _compare_values(_plain(a), _plain(b))
     yield from described
     if any(comparison.difference for comparison in described):
         return
@@ -141,10 +141,10 @@ def _compare_values(a: Mapping[str, object], b: Mapping[str, object]) -> list[Co
     ]
 
 
-def _plain(architecture: Architecture, dtype: str) -> dict[str, object]:
-    """The architecture's values by dotted name, and the dtype."""
-    values: dict[str, object] = {"dtype": dtype}
-    for half, content in asdict(architecture).items():
+def _plain(manifest: Manifest) -> dict[str, object]:
+    """The architecture's values by dotted name, the dtype, and the adapter."""
+    values: dict[str, object] = {"dtype": manifest.dtype, "adapter": manifest.adapter}
+    for half, content in asdict(manifest.architecture).items():
         values |= {f"{half}.{name}": value for name, value in (content or {}).items()}
     return values
 

@@ -6,7 +6,7 @@ Shapes: B rows, S positions a row, N tiles of H x W pixels in the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nvlm.data.loading.shortfall import Shortfall
 from nvlm.model.tokens import IGNORED, TEXT, EncodedConversation
 
 PADDING_SEGMENT = 0
@@ -33,10 +34,12 @@ class Batch:
     tiles_per_row: Tensor  # (B,)
     lengths: list[int]  # of the rows without their padding
     keys: list[list[str]]  # of the samples in each row, to name them by
+    # Of these samples, and of those left out on the way to them.
+    shortfalls: list[Shortfall] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on ``device``."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         tensors = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
         return Batch(**(values | tensors))
 
@@ -45,9 +48,10 @@ class Batch:
 class EncodedSample:
     """One sample and its tiles."""
 
-    key: str  # names the sample
+    key: str  # names the sample: DATASET/KEY
     conversation: EncodedConversation
     tiles: NDArray[np.uint8]  # (tiles, H, W, 3)
+    shortfalls: tuple[Shortfall, ...] = ()  # its own, and those of samples left out before it
 
     def __len__(self) -> int:
         return len(self.conversation)
@@ -83,6 +87,7 @@ def collate(rows: Sequence[Sequence[EncodedSample]], length: int) -> Batch:
         segment_lengths=torch.tensor([own + [0] * (longest - len(own)) for own in segments]),
         lengths=lengths,
         keys=[[sample.key for sample in samples] for samples in rows],
+        shortfalls=[note for samples in rows for sample in samples for note in sample.shortfalls],
     )
 
 

@@ -19,11 +19,13 @@ from megatron.energon import (
     edataclass,
     stateless,
 )
+from megatron.energon.source_info import SourceInfo
 from PIL import Image
 
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import Batch, EncodedSample, collate
 from nvlm.data.loading.conversations import conversation_of, images_of
+from nvlm.data.loading.shortfall import Shortfall
 from nvlm.errors import UserError
 from nvlm.model.prompts import Conversation, Template
 from nvlm.model.tiling import Tiling, tile_count, tile_image
@@ -65,9 +67,9 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     """Energon's hooks, from a stored sample to a batch of rows of ``sequence_length`` tokens.
 
     A sample that does not fit gets fewer tiles an image, down to one. If that is still too long it
-    is skipped and counted in ``too_long``, never cut: cutting through an image would leave visual
-    tokens without their tile. An image that cannot be decoded is skipped and counted in
-    ``unreadable``.
+    is skipped, never cut: cutting through an image would leave visual tokens without their tile. An
+    image that cannot be decoded is skipped. Each of these is a Shortfall, which the sample carries
+    along, or the next one where it is left out: an encoder may live in a process that reads.
     """
 
     decoder = JsonDecoder()
@@ -77,21 +79,20 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         params: LoaderParams,
         tokenizer: PreTrainedTokenizerFast,
         architecture: Architecture,
-        left_out: frozenset[tuple[str, str]] = frozenset(),
+        excluded: frozenset[str] = frozenset(),
     ) -> None:
         assert architecture.vision is not None and architecture.language is not None
         self.params = params
         self.tokenizer = tokenizer
-        self.left_out = left_out  # dataset and key
+        self.excluded = excluded  # DATASET/KEY
         self.vision = architecture.vision
         self.family = architecture.language.family
-        self.too_long = self.unreadable = 0
-        self._consecutive_skipped = 0
+        self._left_out: list[Shortfall] = []  # since the last sample
 
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Sample) -> Row:
         """Render and tokenise the conversation, tile the images."""
-        if self.left_out and _name(sample) in self.left_out:
+        if self.excluded and _key(sample) in self.excluded:
             raise SkipSample
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
@@ -100,14 +101,17 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         template = cast(Template, self.params.template)
         size = images[0].size if images else None
         turns = conversation_of(sample, rng, template, size)
-        encoded, tiling = self._fitting([image.size for image in images], turns)
+        key = _key(sample)
+        encoded, tiling, needed = self._fitting(key, [image.size for image in images], turns)
         tiles = [tile_image(image, self.vision.image_size, tiling) for image in images]
-        self._consecutive_skipped = 0
+        shortfalls, self._left_out = tuple(self._left_out), []
+        if needed > len(encoded):
+            shortfalls += (Shortfall(key=key, kind="fewer tiles", tokens=needed),)
         side = self.vision.image_size
         none = np.zeros((0, side, side, 3), dtype=np.uint8)
         joined = tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles])
-        row = [EncodedSample(key=sample.__key__, conversation=encoded, tiles=joined)]
-        return Row.derive_from(sample, samples=row)
+        row = EncodedSample(key=key, conversation=encoded, tiles=joined, shortfalls=shortfalls)
+        return Row.derive_from(sample, samples=[row])
 
     def select_samples_to_pack(self, samples: list[Row]) -> list[list[Row]]:
         """Share out the buffer over rows, greedily: the longest sample goes where it just fits."""
@@ -133,14 +137,21 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
             for image in images:
                 image.load()
         except UNDECODABLE as error:
-            self.unreadable += 1
-            self._skip(f"the image of {sample.__key__} cannot be decoded: {error}")
+            key = _key(sample)
+            self._skip(
+                Shortfall(key=key, kind="unreadable", tokens=0),
+                f"the image of {key} cannot be decoded: {error}",
+            )
         return images
 
     def _fitting(
-        self, sizes: Sequence[tuple[int, int]], turns: Conversation
-    ) -> tuple[EncodedConversation, Tiling]:
-        """``turns`` over images of ``sizes``, each with as many tiles as the row has room for."""
+        self, key: str, sizes: Sequence[tuple[int, int]], turns: Conversation
+    ) -> tuple[EncodedConversation, Tiling, int]:
+        """``turns`` over images of ``sizes``, each with as many tiles as the row has room for.
+
+        And the tokens that ``key``, this sample, would have with all its tiles.
+        """
+        needed = 0
         for max_tiles in range(self.params.max_tiles if sizes else 1, 0, -1):
             tiling = Tiling(max_tiles=max_tiles, thumbnail=self.params.thumbnail)
             encoded = encode_conversation(
@@ -155,26 +166,27 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
                 tokens_per_tile=self.vision.tokens_per_tile,
                 tile_tags=self.params.tile_tags,
             )
+            needed = needed or len(encoded)
             if len(encoded) <= self.params.sequence_length:
-                return encoded, tiling
-        self.too_long += 1
+                return encoded, tiling, needed
         self._skip(
+            Shortfall(key=key, kind="too long", tokens=needed),
             f"data.sequence_length = {self.params.sequence_length} is too short: with a tile an "
-            f"image a sample needs {len(encoded)} tokens"
+            f"image {key} needs {len(encoded)} tokens",
         )
 
-    def _skip(self, reason: str) -> NoReturn:
+    def _skip(self, shortfall: Shortfall, reason: str) -> NoReturn:
         """Leave the sample out, unless nothing but such samples comes."""
-        self._consecutive_skipped += 1
-        if self._consecutive_skipped >= MAX_CONSECUTIVE_SKIPPED:
+        self._left_out.append(shortfall)
+        if len(self._left_out) >= MAX_CONSECUTIVE_SKIPPED:
             raise UserError(f"{MAX_CONSECUTIVE_SKIPPED} samples in a row are unusable: {reason}")
         raise SkipSample
 
 
-def _name(sample: Sample) -> tuple[str, str]:
-    """The dataset of ``sample``, which is the name of its directory, and its key in it."""
-    (source, *_) = sample.__sources__ or [None]
-    return ("" if source is None else source.dataset_path.name, sample.__key__)
+def _key(sample: Sample) -> str:
+    """The sample's name: that of its dataset's directory, and its key there."""
+    (source, *_) = cast(tuple[SourceInfo, ...], sample.__sources__)
+    return f"{source.dataset_path.name}/{sample.__key__}"
 
 
 def pack(samples: Sequence[Any], lengths: Sequence[int], capacity: int) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""A look at what training will read: histograms and a contact sheet of encoded samples of a blend.
+"""A look at what training will read: counts, histograms and a contact sheet of encoded samples.
 
 Everything is drawn from batches that the training loader itself makes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from nvlm.atomic import write_bytes
 from nvlm.data.loading.batch import PADDING_SEGMENT, Batch
+from nvlm.data.loading.shortfall import dataset_of
+from nvlm.data.loading.tally import Tally
 from nvlm.model.prompts import tile_tags
 from nvlm.model.tokens import IGNORED, TEXT
 
@@ -34,6 +36,7 @@ COLUMNS, TILE, TEXT_LINE, MARGIN, LINES, LETTERS_A_LINE = 2, 72, 12, 8, 6, 96
 class Sample:
     """One sample taken out of a row again."""
 
+    key: str  # DATASET/KEY
     tiles: NDArray[np.uint8]  # (tiles, 3, H, W)
     tokens: int
     prompt_ids: list[int]  # text only
@@ -42,12 +45,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What the histograms show; a list entry a sample, of ``padding`` a row."""
+    """What the histograms show, a list entry a sample, of ``padding`` a row; and the report."""
 
-    tiles: list[int]
-    tokens: list[int]
-    answer_tokens: list[int]
-    padding: list[float]  # share of a row that is padding
+    tiles: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    answer_tokens: list[int] = field(default_factory=list)
+    padding: list[float] = field(default_factory=list)  # share of a row that is padding
+    tally: Tally = field(default_factory=Tally)
+    prompts: dict[str, list[int]] = field(default_factory=dict)  # ids of one, by dataset
 
 
 def samples_of(batch: Batch, tokens_per_tile: int) -> Iterator[Sample]:
@@ -65,6 +70,7 @@ def samples_of(batch: Batch, tokens_per_tile: int) -> Iterator[Sample]:
             prompt = is_text.copy()
             prompt[trained + 1] = False  # a label is that of the position before
             yield Sample(
+                key=batch.keys[row][segment - 1],
                 tiles=batch.tiles[first_tile : first_tile + tiles].numpy(),
                 tokens=len(ids),
                 prompt_ids=ids[prompt].tolist(),
@@ -77,15 +83,17 @@ def inspect(
     loader: Any, batches: int, tokens_per_tile: int, shown: int
 ) -> tuple[Statistics, list[Sample]]:
     """Statistics of the first ``batches`` batches, and the first ``shown`` samples."""
-    statistics = Statistics(tiles=[], tokens=[], answer_tokens=[], padding=[])
+    statistics = Statistics()
     samples: list[Sample] = []
     for batch in tqdm(islice(loader, batches), total=batches, unit="batch", disable=None):
         padding = (batch.segment_ids == PADDING_SEGMENT).float().mean(dim=1)
         statistics.padding.extend(padding.tolist())
+        statistics.tally.add(batch)
         for sample in samples_of(batch, tokens_per_tile):
             statistics.tiles.append(len(sample.tiles))
             statistics.tokens.append(sample.tokens)
             statistics.answer_tokens.append(len(sample.answer_ids))
+            statistics.prompts.setdefault(dataset_of(sample.key), sample.prompt_ids)
             if len(samples) < shown:
                 samples.append(sample)
     return statistics, samples

@@ -54,7 +54,7 @@ def build_loader(
         # By default Energon logs what fails and goes on, with a sample less and a shifted stream.
         global_error_handler=reraise_exception,
     )
-    encoder = NVLMEncoder(params, tokenizer, architecture, left_out=left_out(root))
+    encoder = NVLMEncoder(params, tokenizer, architecture, excluded=left_out(root))
     datasets = _blend(root, params).get_datasets(
         training=True,
         split_part="train",
@@ -75,17 +75,18 @@ def build_loader(
     return loader
 
 
-def left_out(root: Path) -> frozenset[tuple[str, str]]:
-    """Dataset and key of the samples that are not to be read: src/find_overlap.py lists, beside
-    ``root``, those that show a picture of an evaluation set."""
+def left_out(root: Path) -> frozenset[str]:
+    """Samples, as DATASET/KEY, that are not to be read: src/find_overlap.py lists, beside ``root``,
+    those that show a picture of an evaluation set."""
     path = root.parent / LEFT_OUT
     if not path.is_file():
         return frozenset()
     listed: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    own = f"{root.name}/"
     return frozenset(
-        (name.removeprefix(f"{root.name}/"), key)
+        f"{name.removeprefix(own)}/{key}"
         for name, keys in listed.items()
-        if name.startswith(f"{root.name}/")
+        if name.startswith(own)
         for key in keys
     )
 

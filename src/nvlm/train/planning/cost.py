@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.model.flops import (
     attention_flops,
     decoder_flops,
@@ -139,7 +140,7 @@ def step_time(
     shown = int(rates.tiles * tiles * rows)
     counted = step_flops(
         architecture,
-        trainable=params.trainable,
+        trainable=params.trained,
         lengths=[length] * rows,
         tiles=shown,
         answers=int(rates.answers * rows * length),
@@ -181,7 +182,7 @@ def _layer(params: TrainParams, language: LanguageArchitecture, card: Card, rate
     exchanged = 4 * BF16 * language.hidden_size * tokens * (tensor - 1) / tensor / wire
     return _Layer(
         forward=dense + seen,
-        backward=(2 if "language_model" in params.trainable else 1) * dense + 2 * seen,
+        backward=(2 if "language_model" in params.trained else 1) * dense + 2 * seen,
         elementwise=_elementwise(language, params, tokens) / (card.bandwidth * rates.memory),
         exchanged=exchanged,
     )
@@ -234,7 +235,7 @@ def _data_parallel(
 ) -> float:
     """Seconds that gathering parameters and reducing gradients add."""
     grid = params.grid
-    if grid.shard == 1 or "language_model" not in params.trainable:
+    if grid.shard == 1 or "language_model" not in params.trained:
         return 0.0
     held = decoder_flops(language, 1) / 2 / language.layers * layers / grid.tensor
     stays = params.keep_gathered or grid.pipeline > 1
@@ -248,5 +249,9 @@ def _trained(params: TrainParams, architecture: Architecture) -> float:
     assert architecture.language and architecture.vision
     language = architecture.language
     projector = projector_flops(architecture, 1) / 2
-    decoder = decoder_flops(language, 1) / 2 + 2 * language.vocabulary * language.hidden_size
+    if params.lora is not None:
+        shapes = adapter_shapes(language, params.lora.adapter).values()
+        decoder = float(language.layers * sum(rows * columns for rows, columns in shapes))
+    else:
+        decoder = decoder_flops(language, 1) / 2 + 2 * language.vocabulary * language.hidden_size
     return projector + (decoder if "language_model" in params.trainable else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,10 +17,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
+from nvlm.checkpoint.format.adapter import Adapter
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.checkpoint.format.layout import even_grid, padded_rows
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.errors import UserError
 from nvlm.model.language import Stage
+from nvlm.model.lora import add_adapter
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.grid import GridParams
@@ -167,11 +171,21 @@ def _shard(model: NVLM, params: TrainParams, mesh: Mesh) -> tuple[ModelState, li
     compute: torch.dtype = getattr(torch, params.dtype)
     apply_tensor_parallel(model, mesh.tensor)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.split(".")[0] in params.trainable)
+        parameter.requires_grad_(name.split(".")[0] in params.trained)
+    if params.lora is not None:
+        adapter = params.lora.adapter
+        add_adapter(model, mesh.tensor, adapter, partial(_unwritten, model, adapter))
     units = unit_sizes(model)
     if mesh.grid.data > 1 or compute != torch.float32:
         apply_data_parallel(model, mesh, compute, keep_gathered=params.keep_gathered)
     return model_state(model, compute), units
+
+
+def _unwritten(model: NVLM, adapter: Adapter, _layer: int) -> dict[str, torch.Tensor]:
+    """The matrices of a layer, without values."""
+    assert model.architecture.language
+    shapes = adapter_shapes(model.architecture.language, adapter)
+    return {name: torch.empty(shape, device=META) for name, shape in shapes.items()}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.tally import Tally
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
 from nvlm.train.telemetry.logs import Logs
@@ -34,6 +35,8 @@ class Observer:
         self.params, self.trainer, self.logs = params, trainer, logs
         self.is_main = trainer.mesh.is_main
         self.online = _online(params, trainer, tokenizer)
+        self.tally = Tally()  # of this replica's samples, since this start
+        self._shortfalls_told = False
 
     def steps(self, first: int, what: str) -> Iterator[int]:
         """The steps from ``first`` on, with a bar where there is a terminal."""
@@ -52,6 +55,7 @@ class Observer:
         self, step: int, result: StepResult, batch: Batch, *, seconds: float, waited: float
     ) -> None:
         """Tell of ``step``, every few steps; score the model, where that is asked for."""
+        self.tally.add(batch)
         if step % self.params.log_every == 0 or step == self.params.steps:
             point = {
                 "loss": result.loss,
@@ -61,13 +65,24 @@ class Observer:
             measured = measurements(self.params, self.trainer, batch, seconds, waited)
             self.logs.show(step, "training", point)
             self.logs.add_timing(step, **measured)
+            self.logs.show(step, "data", self.tally.shares())
             if self.is_main:
                 tqdm.write(line(step, self.params.steps, point, measured), file=sys.stderr)
+                self._tell_shortfalls(last=step == self.params.steps)
         online = self.params.online
         if self.online is not None and online is not None and step % online.every == 0:
             scores = self.online.scores()
             if self.is_main:
                 self.logs.add_scores(step, **scores)
+
+    def _tell_shortfalls(self, *, last: bool) -> None:
+        """Say which samples were not read whole: once there are some, and at the end."""
+        told = self.tally.sentence(self.params.data.sequence_length)
+        if told and (last or not self._shortfalls_told):
+            ranks = self.trainer.mesh.grid.data
+            whose = f" (what the first of {ranks} data ranks read)" if ranks > 1 else ""
+            tqdm.write(f"note: {told}{whose}", file=sys.stderr)
+            self._shortfalls_told = True
 
     def write(self, curves: Curves) -> None:
         """Write the logs so far, so that a running or dead run can be looked at."""

@@ -35,6 +35,12 @@ class InternRMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(hidden.dtype)
 
 
+def norm(config: InternVisionConfig) -> nn.Module:
+    """A layer's norm: RMSNorm of the 6B, LayerNorm of the 300M."""
+    kind = nn.LayerNorm if config.norm_type == "layer_norm" else InternRMSNorm
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class InternAttention(nn.Module):
     """Attention over real heads and dummy ones, whose weights are zeros."""
 
@@ -44,9 +50,12 @@ class InternAttention(nn.Module):
         self.heads = config.num_attention_heads + config.num_dummy_heads
         self.head_size = hidden // config.num_attention_heads
         padded = self.heads * self.head_size
-        self.qkv = nn.Linear(hidden, 3 * padded, bias=False)
-        self.q_norm = InternRMSNorm(padded, 1e-6, hidden)
-        self.k_norm = InternRMSNorm(padded, 1e-6, hidden)
+        self.qkv = nn.Linear(hidden, 3 * padded, bias=config.qkv_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_normalization:
+            self.q_norm = InternRMSNorm(padded, 1e-6, hidden)
+            self.k_norm = InternRMSNorm(padded, 1e-6, hidden)
         self.proj = nn.Linear(padded, hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -80,8 +89,7 @@ class InternLayer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.attn, self.mlp = InternAttention(config), InternMLP(config)
-        self.norm1 = InternRMSNorm(hidden, config.layer_norm_eps)
-        self.norm2 = InternRMSNorm(hidden, config.layer_norm_eps)
+        self.norm1, self.norm2 = norm(config), norm(config)
         self.ls1, self.ls2 = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.ones(hidden))
 
     def forward(self, hidden: Tensor) -> Tensor:
