@@ -51,7 +51,8 @@ def export_megatron(source: Path, destination: Path) -> None:
         tasks = _tasks(source, directory / f"iter_{ITERATION:07d}", manifest)
         for _ in write_files(tasks, total, "export"):
             pass
-        link_files(source, directory, {n: manifest.files[n] for n in manifest.other_files})
+        tokenizer = [name for name in manifest.other_files if name.startswith("tokenizer/")]
+        link_files(source, directory, {name: manifest.files[name] for name in tokenizer})
         write_text(directory / LATEST, str(ITERATION))
 
 
@@ -100,7 +101,7 @@ def _write_rank(
 
     def tensors() -> Iterator[Tensor]:
         for part, _ in parts:
-            for _, tensor in sorted(_read(source, manifest, rank, part).items()):
+            for _, tensor in sorted(read_folded(source, manifest, rank, part).items()):
                 yield tensor
         if repeats:
             yield read_part(source, rank, EMBEDDING)[TABLE]
@@ -110,7 +111,8 @@ def _write_rank(
     return path, None
 
 
-def _read(source: Path, manifest: Manifest, rank: int, part: str) -> dict[str, Tensor]:
+def read_folded(source: Path, manifest: Manifest, rank: int, part: str) -> dict[str, Tensor]:
+    """The tensors of a part, with an adapter folded in."""
     decoder = manifest.architecture.language
     if manifest.adapter is None or decoder is None or not part.startswith(f"{LANGUAGE}.layer."):
         return read_part(source, rank, part)
