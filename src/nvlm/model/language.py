@@ -43,7 +43,7 @@ def build_decoder(architecture: LanguageArchitecture, rows: int, stage: Stage) -
         num_key_value_heads=architecture.query_groups,
         max_position_embeddings=architecture.max_positions,
         rms_norm_eps=architecture.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": architecture.rope_theta},
+        rope_parameters=architecture.rope_parameters,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,

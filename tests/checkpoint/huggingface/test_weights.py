@@ -12,6 +12,15 @@ from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.errors import UserError
 
+LLAMA_3_1 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
 
 @pytest.fixture
 def sharded(tmp_path):
@@ -145,8 +154,19 @@ def test_grid_that_does_not_divide(tmp_path):
         ({"num_hidden_layers": 0}, "num_hidden_layers should be a whole number"),
         ({"vocab_size": True}, "vocab_size should be a whole number"),
         ({"rms_norm_eps": None}, "rms_norm_eps should be a number"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rotary frequencies"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary frequencies"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}},
+            "rotary frequencies as 'yarn', and only 'llama3' is supported",
+        ),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+            "rotary frequencies as 'linear'",
+        ),
+        (
+            {"rope_scaling": None, "rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}},
+            "low_freq_factor should be a number above 0, not None",
+        ),
+        ({"rope_parameters": LLAMA_3_1 | {"low_freq_factor": 4.0}}, "4 should be below high_freq"),
     ],
 )
 def test_traits_that_no_nvlm_decoder_has(tmp_path, change, complaint):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 # Both NVLM decoders and their differences; the family also names the transformers class.
 FAMILIES = ("llama", "qwen2")
+LLAMA3 = "llama3"  # what transformers calls the scaling of Llama 3.1's rotary frequencies
 # Of the tower's layers: "rms_norm" has a weight, "layer_norm" a bias too (and subtracts the mean).
 NORM_TYPES = ("rms_norm", "layer_norm")
 # Pixel shuffle puts 2x2 neighbouring patches on the channel dimension (paper section 4.1).
@@ -55,6 +56,21 @@ class VisionArchitecture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Rotary frequencies scaled as Llama 3.1's.
+
+    Those of wavelengths beyond ``original_positions / low_frequency_factor`` are divided by
+    ``factor``, those below ``original_positions / high_frequency_factor`` stay, and between them
+    both are mixed.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageArchitecture:
     """A Llama or Qwen2 decoder. Qwen2 adds a bias to queries, keys and values."""
 
@@ -68,12 +84,27 @@ class LanguageArchitecture:
     rope_theta: float
     vocabulary: int  # rows of the Hugging Face embedding
     max_positions: int
+    rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False  # whether the head is the embedding's very matrix
 
     @property
     def head_size(self) -> int:
         """Channels of one attention head."""
         return self.hidden_size // self.heads
+
+    @property
+    def rope_parameters(self) -> dict[str, str | float]:
+        """The rotary frequencies in the words of transformers."""
+        kind = "default" if self.rope_scaling is None else LLAMA3
+        parameters: dict[str, str | float] = {"rope_type": kind, "rope_theta": self.rope_theta}
+        if self.rope_scaling is not None:
+            parameters |= {
+                "factor": self.rope_scaling.factor,
+                "low_freq_factor": self.rope_scaling.low_frequency_factor,
+                "high_freq_factor": self.rope_scaling.high_frequency_factor,
+                "original_max_position_embeddings": self.rope_scaling.original_positions,
+            }
+        return parameters
 
     @property
     def qkv_bias(self) -> bool:

@@ -1,7 +1,7 @@
 """Hugging Face's ``config.json`` and this project's architecture.
 
-What the architecture can't express (scaled rotary frequencies, a window) is refused by name: a
-model that is silently another one is worse than none.
+What the architecture can't express (a window, another scaling of rotary frequencies than Llama
+3.1's) is refused by name: a model that is silently another one is worse than none.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.checkpoint.format.architecture import (
+    LLAMA3,
     NORM_TYPES,
     LanguageArchitecture,
+    RopeScaling,
     VisionArchitecture,
 )
 from nvlm.checkpoint.huggingface.weights import read_json
@@ -45,6 +47,7 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
         _require(path, {trait: False, **config}, trait, False)
     if family == "llama":
         _require(path, {"attention_bias": False, **config}, "attention_bias", False)
+    rope = _rope(config)
     heads = _integer(path, config, "num_attention_heads")
     groups = _integer(path, {"num_key_value_heads": heads, **config}, "num_key_value_heads")
     hidden = _integer(path, config, "hidden_size")
@@ -60,9 +63,10 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
         query_groups=groups,
         ffn_hidden_size=_integer(path, config, "intermediate_size"),
         norm_epsilon=_number(path, config, "rms_norm_eps"),
-        rope_theta=_rope_theta(path, config),
+        rope_theta=_number(path, rope, "rope_theta"),
         vocabulary=_integer(path, config, "vocab_size"),
         max_positions=_integer(path, config, "max_position_embeddings"),
+        rope_scaling=_rope_scaling(path, rope),
         tied_embeddings=_boolean(path, {TIED: False, **config}, TIED),
     )
 
@@ -115,14 +119,32 @@ def _class(config: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
-def _rope_theta(path: Path, config: Mapping[str, Any]) -> float:
-    """transformers 5 keeps it in ``rope_parameters``, repos of before at the top level."""
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers 5 has all in ``rope_parameters``, repos of before the base at the top level."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": config.get("rope_theta", 10000.0), **rope}  # transformers' default
+
+
+def _rope_scaling(path: Path, rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{path} scales rotary frequencies ({kind}), which is not supported")
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))  # transformers' default
-    return _number(path, {"rope_theta": theta}, "rope_theta")
+    if kind == "default":
+        return None
+    if kind != LLAMA3:
+        raise UserError(
+            f"{path} scales rotary frequencies as {kind!r}, and only {LLAMA3!r} is supported: "
+            "choose another model"
+        )
+    low, high = (_number(path, rope, f"{name}_freq_factor") for name in ("low", "high"))
+    if low >= high:
+        raise UserError(
+            f"{path}: low_freq_factor {low:g} should be below high_freq_factor {high:g}"
+        )
+    return RopeScaling(
+        factor=_number(path, rope, "factor"),
+        low_frequency_factor=low,
+        high_frequency_factor=high,
+        original_positions=_integer(path, rope, "original_max_position_embeddings"),
+    )
 
 
 def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nvlm.checkpoint.format.architecture import Architecture
+from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
 from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, padded_rows, part_names
 from nvlm.checkpoint.parts import language, projector, vision
 
@@ -122,7 +122,7 @@ def configuration(
             "vocab_size": exported_rows(decoder.vocabulary, image_token_id),
             "rms_norm_eps": decoder.norm_epsilon,
             "rope_theta": decoder.rope_theta,
-            "rope_scaling": None,
+            "rope_scaling": _rope_scaling(decoder),
             "max_position_embeddings": decoder.max_positions,
             "hidden_act": "silu",
             "attention_bias": decoder.qkv_bias,
@@ -153,6 +153,14 @@ def configuration(
             "torch_dtype": dtype,
         },
     }
+
+
+def _rope_scaling(decoder: LanguageArchitecture) -> dict[str, Any] | None:
+    """As repos have it, apart from the base."""
+    if decoder.rope_scaling is None:
+        return None
+    parameters = decoder.rope_parameters
+    return {name: value for name, value in parameters.items() if name != "rope_theta"}
 
 
 def preprocessor(image_size: int) -> dict[str, Any]:

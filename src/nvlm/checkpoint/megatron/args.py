@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 
-from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    LanguageArchitecture,
+    RopeScaling,
+    VisionArchitecture,
+)
 from nvlm.checkpoint.format.layout import Grid
 from nvlm.checkpoint.format.manifest import Manifest, Source
 from nvlm.checkpoint.huggingface.convert import read_source
@@ -25,6 +29,13 @@ from nvlm.errors import UserError
 
 ITERATION = 1  # Megatron's loader knows neither 0 nor "release" for a fresh start
 UNTIED = "untie_embeddings_and_output_weights"
+# Of Megatron-core's rotary embedding, which takes the factor alone from args
+# (RotaryEmbedding._apply_scaling): Llama 3.1's values.
+MEGATRON_SCALING: dict[str, Any] = {
+    "low_frequency_factor": 1.0,
+    "high_frequency_factor": 4.0,
+    "original_positions": 8192,
+}
 # What Megatron has no name for: kept in args.nvlm, plain values, ignored by Megatron.
 OWN = "nvlm"
 # InternViT's, where a file of Megatron's own does not say: the head size of the 6B and of the 300M
@@ -102,8 +113,16 @@ def language_from_args(
         rope_theta=float(_number(args, path, "rotary_base")),
         vocabulary=vocabulary,
         max_positions=int(_number(args, path, "max_position_embeddings")),
+        rope_scaling=_rope_scaling(args, path),
         tied_embeddings=not args[UNTIED],
     )
+
+
+def _rope_scaling(args: Mapping[str, Any], path: Path) -> RopeScaling | None:
+    if not args.get("use_rope_scaling"):
+        return None
+    factor = float(_number({"rope_scaling_factor": 8.0, **args}, path, "rope_scaling_factor"))
+    return RopeScaling(factor=factor, **MEGATRON_SCALING)
 
 
 def vision_from_args(
@@ -181,6 +200,12 @@ def _own(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
+    scaling = decoder.rope_scaling
+    if scaling is not None and scaling != RopeScaling(factor=scaling.factor, **MEGATRON_SCALING):
+        raise UserError(
+            f"rotary frequencies are scaled by {scaling}, and Megatron-core has but the factor to "
+            "choose: export for Hugging Face instead"
+        )
     return {
         "num_layers": decoder.layers,
         "hidden_size": decoder.hidden_size,
@@ -195,6 +220,8 @@ def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
         "add_position_embedding": True,
         "rotary_base": _whole(decoder.rope_theta),
         "rotary_percent": 1.0,
+        "use_rope_scaling": scaling is not None,
+        "rope_scaling_factor": 8.0 if scaling is None else scaling.factor,
         "rotary_interleaved": False,
         "normalization": "RMSNorm",
         "norm_epsilon": decoder.norm_epsilon,

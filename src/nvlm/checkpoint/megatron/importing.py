@@ -203,7 +203,10 @@ def _describe(
             args,
             first.file.path,
             layers=sum(stages),
-            qkv_bias=any(name.endswith("linear_qkv.bias") for name in first.tensors),
+            qkv_bias=any(
+                name.startswith(f"{LANGUAGE}.") and name.endswith("linear_qkv.bias")
+                for name in first.tensors
+            ),
             vocabulary=vocabulary.true,
         )
     architecture = Architecture(vision=vision, language=language)

@@ -1,0 +1,1 @@
+"""Conversations about pictures in the terminal, with a checkpoint or with a server."""
