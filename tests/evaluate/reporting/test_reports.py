@@ -97,7 +97,7 @@ def scored(directory: Path) -> tuple[Path, Path]:
 
 def tasks(ours: str) -> dict[str, TaskParams]:
     published = PublishedParams(split="all", scores={"72b": 853}, ours=ours, scale=1000)
-    ground_truth = GroundTruthParams(reader="records")
+    ground_truth = GroundTruthParams(reader="coco")
     task = TaskParams(ground_truth=ground_truth, metric="ocrbench", ask=ASK, published=published)
     return {"VQAv2": task, "OCRBench": task}
 
