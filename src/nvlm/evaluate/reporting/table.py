@@ -17,7 +17,8 @@ HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable"
 def score_table(scores: Path, lock: Path) -> str:
     """``majority`` is the best constant answer; a model that was not scored shows as "-".
 
-    A score whose checkpoint or answers were made anew since, by DVC's ``lock``, is marked. Raises UserError if nothing was scored.
+    A score whose checkpoint or answers were made anew since, by DVC's ``lock``, is marked. Raises
+    UserError if nothing was scored.
     """
     scored = {
         (path.parent.parent.name, path.stem): path
