@@ -19,7 +19,7 @@ from nvlm.model.language import Stage, reset_rotary
 from nvlm.model.nvlm import NVLM
 from nvlm.model.tokens import IGNORED, TEXT, EncodedConversation
 from nvlm.parallel.mesh import Mesh
-from nvlm.parallel.sequence import reduce_norms
+from nvlm.parallel.sequence import reduce_shared
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.optimizer import build_optimizer, clip_gradients
 from nvlm.train.params import TrainParams
@@ -122,7 +122,7 @@ def one_rank(setting: Setting) -> Step:
     def step() -> None:
         trainer.runner.run(batch, 1.0)
         if setting.params.sequence_parallel:
-            reduce_norms(model.language_model, mesh.tensor)
+            reduce_shared(model, mesh.tensor)
         clip_gradients(model.parameters(), setting.params.clip_grad, mesh)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)

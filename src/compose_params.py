@@ -8,13 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from nvlm.atomic import write_text
-from nvlm.errors import UserError, run_command
+from nvlm.errors import run_command
+from nvlm.params import composed
 
 
 def main() -> None:
@@ -24,18 +20,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
     write_text(arguments.out, composed(arguments.overrides))
-
-
-def composed(overrides: list[str], conf: Path = Path("conf")) -> str:
-    """The text of params.yaml for ``overrides``. Raises UserError if one doesn't fit ``conf``."""
-    try:
-        with initialize_config_dir(str(conf.resolve()), version_base=None):
-            config = compose(config_name="config", overrides=overrides)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{reason}: see the groups and keys in {conf}/") from error
-    return OmegaConf.to_yaml(config)
 
 
 if __name__ == "__main__":

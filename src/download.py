@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvlm.fetch.model import SourceParams, download
 from nvlm.errors import run_command
+from nvlm.fetch.model import SourceParams, download
 from nvlm.params import load_params
 
 

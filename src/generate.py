@@ -49,7 +49,7 @@ def main() -> None:
 
         server, ask = arguments.server, asking.task.ask
         blank, write = arguments.blank, log.append
-        ask_server(server, pending, ask, params.sampling, run, blank=blank, write=write)
+        ask_server(server, pending, ask, params, run, blank=blank, write=write)
     elif pending:
         tasks = section_keys("data.eval") if run.answer_ahead else []
         others = [asked(arguments, task) for task in tasks if task != arguments.task]

@@ -1,4 +1,4 @@
-"""Task 2: the licences of what was downloaded, as a table to read before sharing a checkpoint.
+"""Tasks 2, 3: the licences of models and data, as tables to read before sharing a checkpoint.
 
 Run with: python src/licences.py --source checkpoints/hf/vision --source checkpoints/hf/lm_34b \\
               --out reports/licences.md
@@ -11,7 +11,10 @@ import json
 from pathlib import Path
 
 from nvlm.atomic import write_text
+from nvlm.data.overview import whence
 from nvlm.errors import UserError, run_command
+from nvlm.fetch.sources import Source
+from nvlm.params import load_params, section_keys
 
 
 def main() -> None:
@@ -20,14 +23,26 @@ def main() -> None:
     parser.add_argument("--source", type=Path, action="append", required=True, help="a download")
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
-    lines = ["# Licences", "", "| model | revision | licence |", "|---|---|---|"]
+    lines = ["# Licences", "", "## Models", "", "| model | revision | licence |", "|---|---|---|"]
     for source in arguments.source:
         path = source / "source.json"
         if not path.is_file():
             raise UserError(f"{path} is missing: run the download's stage")
         note = json.loads(path.read_text(encoding="utf-8"))
         lines.append(f"| {note['repo']} | {note['revision']} | {note.get('licence', 'unknown')} |")
-    write_text(arguments.out, "\n".join(lines) + "\n")
+    write_text(arguments.out, "\n".join([*lines, "", "## Data", "", *_of_data()]) + "\n")
+
+
+def _of_data() -> list[str]:
+    """A table of the sources that this scale fetches."""
+    names = section_keys("data.sources")
+    if not names:
+        return ["None was fetched: packages bring what this scale reads."]
+    lines = ["| source | from | licence |", "|---|---|---|"]
+    for name in sorted(names):
+        source = load_params(f"data.sources.{name}", Source)
+        lines.append(f"| {name} | {whence(source)} | {source.licence} |")
+    return lines
 
 
 if __name__ == "__main__":

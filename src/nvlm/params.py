@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import UnionType
@@ -33,6 +33,21 @@ def section_keys(key: str, path: Path = Path("params.yaml")) -> list[str]:
     """The names in the mapping at dotted ``key`` of ``path``; none where it is not there."""
     values = OmegaConf.select(_read(path), key)
     return [str(name) for name in values] if isinstance(values, DictConfig) else []
+
+
+def composed(overrides: Sequence[str], conf: Path = Path("conf")) -> str:
+    """The text of params.yaml for ``overrides``. Raises UserError if one doesn't fit ``conf``."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(conf.resolve()), version_base=None):
+            config = compose(config_name="config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{reason}: see the groups and keys in {conf}/") from error
+    return OmegaConf.to_yaml(config)
 
 
 def _read(path: Path) -> DictConfig:
@@ -100,6 +115,8 @@ def _build(kind: Any, content: Any, where: str) -> Any:
         return None
     if origin is UnionType:
         return _build(arguments[0], content, where)
+    if origin is list:
+        return [_build(arguments[0], part, f"{where}.{n}") for n, part in enumerate(content)]
     if origin is dict:
         return {key: _build(arguments[1], part, f"{where}.{key}") for key, part in content.items()}
     if not (is_dataclass(kind) and isinstance(kind, type)):

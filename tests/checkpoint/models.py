@@ -50,6 +50,7 @@ def save_language(
     vocabulary: int = 101,
     shard_size: str = "5GB",
     dtype: torch.dtype = torch.float32,
+    tied: bool = False,
 ) -> LlamaForCausalLM | Qwen2ForCausalLM:
     """Save a decoder with a tokenizer; return transformers' model."""
     config_class, model_class = {
@@ -66,7 +67,7 @@ def save_language(
         max_position_embeddings=64,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     model = model_class(config)
     torch.nn.Module.to(model, dtype)
@@ -78,10 +79,22 @@ def save_language(
 
 
 def save_vision(
-    directory: Path, *, heads: int = 3, layers: int = 2, dtype: torch.dtype = torch.float32
+    directory: Path,
+    *,
+    like: str = "6B",
+    heads: int = 3,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> InternVLVisionModel:
-    """Save an InternViT as OpenGVLab lays it out; return transformers' model."""
+    """Save an InternViT with the traits of the 6B or the 300M, as OpenGVLab lays it out.
+
+    Returns transformers' model.
+    """
     hidden = 8 * heads
+    norm_type, qkv_bias, qk_norm = {
+        "6B": ("rms_norm", False, True),
+        "300M": ("layer_norm", True, False),
+    }[like]
     config = InternVLVisionConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -90,10 +103,10 @@ def save_vision(
         image_size=24,
         patch_size=6,
         layer_norm_eps=1e-6,
-        norm_type="rms_norm",
+        norm_type=norm_type,
         hidden_act="gelu",
-        attention_bias=False,
-        use_qk_norm=True,
+        attention_bias=qkv_bias,
+        use_qk_norm=qk_norm,
         use_mean_pooling=True,
     )
     model = InternVLVisionModel(config)
@@ -102,8 +115,9 @@ def save_vision(
     state = model.state_dict()
     for layer in range(layers):
         prefix = f"encoder.layer.{layer}.attention."
-        qkv = [state.pop(f"{prefix}{name}_proj.weight") for name in "qkv"]
-        state[f"encoder.layers.{layer}.attn.qkv.weight"] = torch.cat(qkv)
+        for kind in ("weight", "bias") if qkv_bias else ("weight",):
+            qkv = [state.pop(f"{prefix}{name}_proj.{kind}") for name in "qkv"]
+            state[f"encoder.layers.{layer}.attn.qkv.{kind}"] = torch.cat(qkv)
     directory.mkdir(parents=True)
     save_file(
         {opengvlab_name(name): value for name, value in state.items()},
@@ -119,10 +133,10 @@ def save_vision(
         "image_size": 24,
         "patch_size": 6,
         "layer_norm_eps": 1e-6,
-        "norm_type": "rms_norm",
+        "norm_type": norm_type,
         "hidden_act": "gelu",
-        "qk_normalization": True,
-        "qkv_bias": False,
+        "qk_normalization": qk_norm,
+        "qkv_bias": qkv_bias,
     }
     (directory / "config.json").write_text(json.dumps(description))
     return model.eval()

@@ -96,7 +96,7 @@ def test_every_verb_has_help():
     subparsers = build_parser()._subparsers
     assert subparsers is not None
     verbs = subparsers._group_actions[0].choices
-    assert isinstance(verbs, dict) and len(verbs) == 11
+    assert isinstance(verbs, dict) and len(verbs) == 12
     for parser in verbs.values():
         assert parser.description
         assert all(action.help for action in parser._actions)

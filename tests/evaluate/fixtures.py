@@ -1,6 +1,7 @@
 """Small evaluation sets, written by hand in the publishers' own formats."""
 
 import json
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +18,8 @@ def read(directory: Path, reader: str, **fields: str) -> list[Question]:
 def picture(directory: Path, name: str) -> None:
     path = directory / "images" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), "red").save(path)
+    # Each name has its own colour: questions of one picture are told by its content.
+    Image.new("RGB", (40, 30), zlib.crc32(name.encode()) % 2**24).save(path)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -56,7 +58,10 @@ def textvqa(directory: Path) -> Path:
 
 
 def vqav2(directory: Path) -> Path:
-    picture(directory, "COCO_val2014_000000262148.jpg")
+    """Two questions of each of two pictures."""
+    names = ["COCO_val2014_000000262148.jpg", "COCO_val2014_000000393225.jpg"]
+    for name in names:
+        picture(directory, name)
     asked = {
         1: ("Is it red?", ["yes"] * 9 + ["no"]),
         2: ("How many?", ["1"] * 4 + ["one"] * 2 + ["2"] * 4),
@@ -67,7 +72,7 @@ def vqav2(directory: Path) -> Path:
         directory / "questions.json",
         [
             {
-                "image": "COCO_val2014_000000262148.jpg",
+                "image": names[(key - 1) // 2],
                 "question_id": key,
                 "question": question,
                 "answer": answers,

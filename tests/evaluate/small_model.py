@@ -31,6 +31,7 @@ from nvlm.evaluate.params import (
     TaskParams,
 )
 from nvlm.evaluate.question import Question
+from nvlm.model.prompts import SYSTEM
 from nvlm.model.tokens import TEXT, load_tokenizer
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import parallel_mesh
@@ -39,7 +40,6 @@ from nvlm.parallel.state import load_model
 ROOT = Path(__file__).parents[2]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 MAX_NEW = 6
-SYSTEM = "Answer the questions."  # the one that an export's chat() has
 PARAMS = GenerateParams(max_tiles=6, thumbnail=True, tile_tags=True, dtype="float32")
 ASK = AskParams(system=SYSTEM, prompt="{question}", max_new_tokens=MAX_NEW)
 TASK = TaskParams(ground_truth=GroundTruthParams(reader="vqav2"), metric="vqa", ask=ASK)
@@ -112,7 +112,7 @@ eval:
     VQAv2:
       ground_truth: {{reader: vqav2}}
       metric: vqa
-      ask: {{system: {SYSTEM}, prompt: "{{question}}", max_new_tokens: {MAX_NEW}}}
+      ask: {{system: "{SYSTEM}", prompt: "{{question}}", max_new_tokens: {MAX_NEW}}}
 """
     )
 

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate import params
 from nvlm.evaluate.ground_truth import readers
 from nvlm.evaluate.params import EvaluationParams
 from nvlm.evaluate.reporting import scoring
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,7 +70,8 @@ def running(hub):
                 if "nobranch" in self.path:
                     return self.refuse(404, "RevisionNotFound")
                 return self.send(json.dumps(hub.listing()).encode(), {}, with_body)
-            name = self.path.split("?")[0].rpartition("/")[2]
+            path = unquote(self.path.split("?")[0]).partition("/resolve/")[2]
+            name = path.partition("/")[2]  # behind the revision
             if name not in hub.files:
                 return self.refuse(404, "EntryNotFound")
             data = hub.files[name]

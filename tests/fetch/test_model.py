@@ -8,9 +8,9 @@ from huggingface_hub import constants, hf_hub_download
 from tests.fetch.hub import COMMIT, Hub, running
 
 import licences
-from nvlm.fetch import hub as module
-from nvlm.fetch.model import SourceParams, download
 from nvlm.errors import UserError
+from nvlm.fetch import hub as module
+from nvlm.fetch.model import SourceParams, download, is_needed
 
 WEIGHTS = os.urandom(300_000)
 
@@ -180,13 +180,69 @@ def test_the_hubs_cache_serves_without_a_network(hub, tmp_path, monkeypatch):
     assert not hub.requests
 
 
+def megatron_files():
+    return {
+        "latest_checkpointed_iteration.txt": b"release",
+        "release/mp_rank_00/model_optim_rng.pt": b"PK rank 0",
+        "release/mp_rank_01_003/model_optim_rng.pt": b"PK rank 1",
+        "tokenizer/tokenizer.json": b"{}",
+        "LICENSE.txt": b"CC-BY-NC-4.0",
+    }
+
+
+REFUSED = (
+    "pytorch_model.bin",
+    "release/distrib_optim.pt",
+    "release/mp_rank_00/other.pt",
+    "code/release/mp_rank_00/model_optim_rng.pt",
+    "release/../../mp_rank_00/model_optim_rng.pt",
+    "../latest_checkpointed_iteration.txt",
+    "tokenizer/../../tokenizer.json",
+    "model.safetensors",
+    "modeling.py",
+)
+
+
+def test_of_megatrons_format_the_ranks_files_are_fetched_and_no_other_pickle(hub, tmp_path):
+    hub.files = megatron_files() | dict.fromkeys(REFUSED, b"\x80")
+    download(source(format="megatron"), tmp_path / "out")
+    out = tmp_path / "out"
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {*megatron_files(), "source.json"}
+    for name, data in megatron_files().items():
+        assert (out / name).read_bytes() == data
+    download(source(format="megatron", directory=str(out)), tmp_path / "copy")
+    copied = (tmp_path / "copy").rglob("*")
+    assert {path.relative_to(tmp_path / "copy").as_posix() for path in copied} >= found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_no_other_file_is_of_megatrons_format(name):
+    assert not is_needed(name, "megatron")
+    assert is_needed(name, "huggingface") == (name == "model.safetensors")
+
+
+def test_a_model_of_the_other_format_is_named(hub, tmp_path):
+    with pytest.raises(UserError, match=r"no iter_NNNNNNN/mp_rank_00.*Megatron's torch format"):
+        download(source(format="megatron"), tmp_path / "out")
+    hub.files = megatron_files()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        download(source(), tmp_path / "out")
+    with pytest.raises(ValueError, match="format: one of huggingface, megatron, not 'nemo'"):
+        source(format="nemo")
+
+
 def test_licences_are_listed(hub, tmp_path, monkeypatch):
     download(source(), tmp_path / "out")
     report = tmp_path / "reports" / "licences.md"
+    monkeypatch.chdir(tmp_path)
+    web = "{licence: CC-BY 4.0, web: [{url: https://example.org/a.zip}]}"
+    (tmp_path / "params.yaml").write_text(f"data: {{sources: {{pictures: {web}}}}}\n")
     arguments = ["licences.py", "--source", str(tmp_path / "out"), "--out", str(report)]
     monkeypatch.setattr("sys.argv", arguments)
     licences.main()
     assert f"| owner/model | {COMMIT} | apache-2.0 |" in report.read_text()
+    assert "| pictures | example.org | CC-BY 4.0 |" in report.read_text()
     monkeypatch.setattr("sys.argv", [*arguments, "--source", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"source\.json is missing"):
         licences.main()

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.launch.stage import LaunchParams, choose, launch_stage
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import CUDA_ENVIRONMENT, leave_group, parallel_mesh
+from nvlm.params import composed
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,12 +18,11 @@ import yaml
 from omegaconf import OmegaConf
 from tests.launch.slurm_standin import install
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.launch.slurm.job import RECORDS, run_job
 from nvlm.launch.slurm.script import SlurmParams, batch_script
 from nvlm.launch.stage import LaunchParams, _digest, launch_stage
-from nvlm.params import load_params
+from nvlm.params import composed, load_params
 
 ROOT = Path(__file__).parents[2]
 PARAMS = SlurmParams(

@@ -20,6 +20,18 @@ INTERNVIT_6B = VisionArchitecture(
     patch_size=14,
     norm_epsilon=1e-6,
 )
+INTERNVIT_300M = VisionArchitecture(
+    hidden_size=1024,
+    layers=24,
+    heads=16,
+    ffn_hidden_size=4096,
+    image_size=448,
+    patch_size=14,
+    norm_epsilon=1e-6,
+    norm_type="layer_norm",
+    qkv_bias=True,
+    qk_norm=False,
+)
 SMALL = VisionArchitecture(
     hidden_size=24,
     layers=2,
@@ -31,10 +43,12 @@ SMALL = VisionArchitecture(
 )
 
 
-def test_the_6b_tower_has_exactly_the_published_parameters():
-    with torch.device("meta"):
-        tower = build_tower(INTERNVIT_6B)
-    assert sum(parameter.numel() for parameter in tower.parameters()) == 5_536_496_000
+def test_towers_have_exactly_the_published_parameters():
+    published = ((INTERNVIT_6B, 5_536_496_000), (INTERNVIT_300M, 304_012_288))
+    for architecture, number in published:
+        with torch.device("meta"):
+            tower = build_tower(architecture)
+        assert sum(parameter.numel() for parameter in tower.parameters()) == number
 
 
 def test_pixel_shuffle_equals_internvl():

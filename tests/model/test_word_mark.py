@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nvlm.checkpoint.huggingface.tokenizer import export_tokenizer
+from nvlm.checkpoint.huggingface.tokenizer import export_tokenizer, token_ids
 from nvlm.checkpoint.huggingface.word_mark import without_word_mark
 from nvlm.model.prompts import Turn
 from nvlm.model.tokens import encode_conversation, load_tokenizer
@@ -105,7 +105,9 @@ def test_what_is_written_with_spaces_comes_back_with_them(directory):
 def test_an_export_encodes_a_whole_prompt_as_training_did(directory, tmp_path):
     destination = tmp_path / "export"
     destination.mkdir()
-    export_tokenizer(directory, destination, ["tokenizer.json", "tokenizer_config.json"])
+    names = ["tokenizer.json", "tokenizer_config.json"]
+    ids = token_ids(directory)
+    export_tokenizer(directory, destination, names, family="llama", ids=ids)
     exported = AutoTokenizer.from_pretrained(destination)
     prompt = "<|startoftext|><|im_start|>user\na is red<|im_end|>\n<|im_start|>assistant\nred"
     assert exported.encode(prompt, add_special_tokens=False) == EXPECTED[:-2]

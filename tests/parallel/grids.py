@@ -33,10 +33,12 @@ def make_checkpoint(
     *,
     vocabulary: int = VOCABULARY,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    tower: str = "6B",
+    tied: bool = False,
 ) -> Path:
     """A combined checkpoint for ``grid``; its Hugging Face halves are in ``directory`` too."""
-    save_vision(directory / "hf_vision")
-    save_language(directory / "hf_language", family, vocabulary=vocabulary)
+    save_vision(directory / "hf_vision", like=tower)
+    save_language(directory / "hf_language", family, vocabulary=vocabulary, tied=tied)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory / "hf_language")
     convert_vision(directory / "hf_vision", directory / "vision", tensor=grid.tensor)
@@ -194,7 +196,7 @@ def write_losses(
             batch = share(make_batch(8, seed=step), mesh.data_rank, grid.data)
             result = trainer.step(step, batch)
             history.append((result.loss, result.gradient_norm))
-        save_model(trainer.model, checkpoint, out / "trained", mesh, trainable)
+        save_model(trainer.model, checkpoint, out / "trained", mesh, params.trained)
         if mesh.is_main:
             torch.save(torch.tensor(history, dtype=torch.float64), out / "history.pt")
 

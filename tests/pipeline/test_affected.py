@@ -20,12 +20,13 @@ from tests.pipeline.affected import (
     after_combining,
     after_converting,
     after_pretraining,
+    after_releasing,
     after_sft,
     inspected,
     scored,
 )
 
-from compose_params import composed
+from nvlm.params import composed
 
 STUB = """
 import hashlib, json, pathlib, sys
@@ -100,6 +101,8 @@ AFFECTED = [
     ),
     ("model.projector.seed=5", after_combining("34b") | after_combining("72b")),
     ("model.lm_72b.make_vocabulary_divisible_by=64", after_converting("lm_72b")),
+    ("model.release=megatron", after_releasing()),
+    ("model.releases.megatron.source.revision=other", set()),
     ("model.vision.revision=other", {"download_vision", "licences"} | after_converting("vision")),
     (
         "standin.lm_34b.training.seed=9",

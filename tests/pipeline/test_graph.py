@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compose_params import composed
+from nvlm.params import composed
 
 pytestmark = pytest.mark.pipeline
 
@@ -73,6 +73,15 @@ def test_the_72b_branch_is_trained_in_two_pipeline_stages_and_merged_back():
     assert split["grid"] == {"layers_per_stage": [2, 2], "pipeline": 2, "tensor": 2}
     assert merged["grid"] == {"layers_per_stage": [4], "pipeline": 1, "tensor": 2}
     assert merged["files"] == split["files"]
+
+
+def test_the_released_model_gives_every_answer_of_the_one_that_was_exported():
+    compared = json.loads(Path("metrics/72b/released_answers.json").read_text())
+    samples = sum(scores("72b", "sft", task)["samples"] for task in TASKS)
+    assert compared == {"equal": samples, "different": 0}
+    assert [scores("72b", "released", task) for task in TASKS] == [
+        scores("72b", "sft", task) for task in TASKS
+    ]
 
 
 def test_a_second_run_runs_nothing():

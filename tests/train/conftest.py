@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.data.shards.prepare import prepare_dataset
+from nvlm.parallel.grid import GridParams
+from nvlm.parallel.mesh import parallel_mesh
 
 
 def prepare_shapes(root: Path) -> None:
@@ -37,3 +39,17 @@ def byte_tokenizer():
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """That of one process: this one."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    place["MASTER_PORT"] = "0"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in place.items():
+            environment.setenv(name, value)
+        running = parallel_mesh(GridParams(tensor=1))
+        mesh = running.__enter__()
+    yield mesh
+    running.__exit__(None, None, None)

@@ -18,7 +18,7 @@ from nvlm.model.tokens import encode_conversation
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.loss import turn_weights
 from nvlm.parallel.mesh import parallel_mesh
-from nvlm.parallel.sequence import reduce_norms
+from nvlm.parallel.sequence import reduce_shared
 from nvlm.train.trainer import Trainer
 
 ALONE = GridParams(tensor=1)
@@ -84,7 +84,7 @@ def loss_and_gradients(checkpoint, grid, mesh, batch, whole=None, **changes):
     weight = turn_weights(labels, params.turn_weighting).sum().item()
     loss = trainer.runner.run(batch, 1 / weight).double().sum().item() / weight
     if trainer.model.split is not None:
-        reduce_norms(trainer.model.language_model, mesh.tensor)
+        reduce_shared(trainer.model, mesh.tensor)
     gradients = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:

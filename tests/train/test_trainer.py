@@ -17,19 +17,6 @@ BOTH = ["vision_projection", "language_model"]
 
 
 @pytest.fixture(scope="module")
-def mesh():
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
-    place["MASTER_PORT"] = "0"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in place.items():
-            environment.setenv(name, value)
-        running = parallel_mesh(ALONE)
-        mesh = running.__enter__()
-    yield mesh
-    running.__exit__(None, None, None)
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("trainer"), "qwen2", ALONE)
 

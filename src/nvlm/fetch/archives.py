@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,8 @@ from nvlm.errors import UserError
 # than so many times its size is a bomb.
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**30  # times; bytes
 LEFT_FREE = 2**28  # bytes of the disk
-FIRST_PART = ".001"  # a split archive: NAME.zip.001, NAME.zip.002, ...
+# A split archive: NAME.zip.001, NAME.zip.002, ...
+FIRST_PART, PART = ".001", re.compile(r".*\.\d{3}")
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
@@ -66,17 +68,12 @@ def unpack(archive: Path, into: Path, patterns: list[str]) -> list[Member]:
     return wanted
 
 
-def join_parts(first: Path) -> Path:
-    """The whole of the split archive whose ``first`` part is NAME.001, as the file NAME."""
-    whole = first.with_suffix("")
-    partial = whole.with_name(f".{whole.name}.joined.partial")
-    with partial.open("wb") as joined:
-        number = 1
-        while (part := first.with_suffix(f".{number:03d}")).is_file():
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, joined)
-            number += 1
-    partial.rename(whole)
+def join_parts(directory: Path, names: Sequence[str], whole: Path) -> Path:
+    """The split archive of the files ``names`` of ``directory``, in that order, as ``whole``."""
+    with whole.open("wb") as joined:
+        for name in names:
+            with (directory / name).open("rb") as part:
+                shutil.copyfileobj(part, joined, 2**20)
     return whole
 
 

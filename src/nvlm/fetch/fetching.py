@@ -9,13 +9,13 @@ the next one goes on from there.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tqdm import tqdm
@@ -23,10 +23,11 @@ from tqdm import tqdm
 from nvlm.atomic import write_text
 from nvlm.errors import UserError
 from nvlm.fetch import github, web
-from nvlm.fetch.archives import FIRST_PART, Member, join_parts, safe_name, unpack
-from nvlm.fetch.hub import fetch_file, licence_of, list_repository
+from nvlm.fetch.archives import FIRST_PART, PART, join_parts, safe_name
+from nvlm.fetch.hub import check_room, fetch_file, licence_of, list_repository
 from nvlm.fetch.lock import SourcesLock
 from nvlm.fetch.sources import Archive, HubFiles, Source, WebFile
+from nvlm.fetch.state import State
 from nvlm.fetch.web import Fetched, Progress
 
 MISSING = ("skip", "fail")
@@ -67,7 +68,7 @@ def fetch_source(
     if source.unavailable:
         _take_what_is_there(name, source, manifest, params)
         return
-    state = _State(directory)
+    state = State(directory)
     wanted, licence = _listed(source, lock, state.partial)
     _check_room(wanted, state)
     total = sum(file.bytes or 0 for file in wanted) or None
@@ -75,15 +76,25 @@ def fetch_source(
         tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(params.files_at_once) as pool,
     ):
-        jobs = [pool.submit(_bring, file, source, state, bar.update) for file in wanted]
+        failed = Event()
+
+        def progress(count: int) -> None:
+            if failed.is_set():
+                raise UserError("stopped, since another file could not be had")
+            bar.update(count)
+
+        jobs = [pool.submit(_bring, file, source, state, progress) for file in wanted]
         try:
-            for job in jobs:
+            for job in as_completed(jobs):
                 job.result()
-        except BaseException:
+        except BaseException as error:
+            failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, Exception):
+                check_room(error, name)
             raise
-    _join_and_unpack_parts(source, state)
-    state.clear()
+    _unpack_parts(source, wanted, state)
+    state.forget([file.name for file in wanted])
     write_manifest(manifest, name, licence or source.licence, state.entries(), source.note)
 
 
@@ -150,9 +161,7 @@ def _listed(source: Source, lock: SourcesLock, partial: Path) -> tuple[list[Want
     return sorted(wanted, key=lambda file: file.name), licence
 
 
-def _listed_on_hub(
-    files: HubFiles, lock: SourcesLock, partial: Path
-) -> tuple[list[Wanted], str]:
+def _listed_on_hub(files: HubFiles, lock: SourcesLock, partial: Path) -> tuple[list[Wanted], str]:
     address = f"hub:{files.kind}s/{files.repo}@{files.revision}"
     pinned = None if _is_commit(files.revision) else lock.get(address)
     revision = pinned["commit"] if pinned else files.revision
@@ -201,7 +210,7 @@ def _is_commit(revision: str) -> bool:
     return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
-def _check_room(wanted: list[Wanted], state: _State) -> None:
+def _check_room(wanted: list[Wanted], state: State) -> None:
     lacking = sum(file.bytes or 0 for file in wanted if state.whole(file.name) is None)
     held = sum(path.stat().st_size for path in state.partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(state.partial).free
@@ -212,19 +221,23 @@ def _check_room(wanted: list[Wanted], state: _State) -> None:
         )
 
 
-def _bring(file: Wanted, source: Source, state: _State, progress: Progress) -> None:
+def _bring(file: Wanted, source: Source, state: State, progress: Progress) -> None:
     """Fetch ``file``, unless it is there and whole; unpack it if it is an archive to unpack."""
     if state.whole(file.name) is not None:
         progress(file.bytes or 0)
         return
-    partial = state.partial / "files" / file.name
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    fetched = file.fetch(partial, progress)
-    archive = _archive(source, file.name)
-    if archive is None or FIRST_PART[:-1] in Path(file.name).suffix:
-        state.put(partial, file.name, fetched)
+    if found := state.arrived(file.name):
+        place, fetched = found
+        progress(fetched.bytes)
     else:
-        state.put_members(partial, file.name, fetched, archive)
+        place = state.place(file.name)
+        fetched = file.fetch(place, progress)
+        state.note(file.name, fetched)
+    archive = _archive(source, file.name)
+    if archive is None or PART.fullmatch(file.name):
+        state.put(place, file.name, fetched)
+    else:
+        state.put_members(place, [file.name], archive)
 
 
 def _archive(source: Source, name: str) -> Archive | None:
@@ -234,98 +247,11 @@ def _archive(source: Source, name: str) -> Archive | None:
     return None
 
 
-def _join_and_unpack_parts(source: Source, state: _State) -> None:
+def _unpack_parts(source: Source, wanted: list[Wanted], state: State) -> None:
     """Unpack the archives that came in parts, all of which are there by now."""
-    for entry in state.entries():
-        name = entry["path"]
-        archive = _archive(source, name)
-        if archive is None or not name.endswith(FIRST_PART) or "members" in entry:
-            continue
-        whole = join_parts(state.directory / name)
-        got = Fetched(bytes=whole.stat().st_size, sha256=entry["sha256"])
-        state.put_members(whole, name, got, archive)
-
-
-class _State:
-    """What is whole in a source's directory, and what is on its way there."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.partial = directory.with_name(f".{directory.name}.fetch.partial")
-        self._notes = directory.with_name(f".{directory.name}.fetched")
-        for path in (self.directory, self.partial, self._notes):
-            path.mkdir(parents=True, exist_ok=True)
-
-    def whole(self, name: str) -> dict[str, Any] | None:
-        """The note of ``name``, if what it says is still there."""
-        note = self._notes / f"{name}.json"
-        if not note.is_file():
-            return None
-        content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        members = content.get("members")
-        there = content["there"] if members is None else members["there"]
-        if all(_size(self.directory / path) == size for path, size in there.items()):
-            return content
-        return None
-
-    def put(self, arrived: Path, name: str, fetched: Fetched) -> None:
-        """Give the whole file at ``arrived`` its name."""
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(arrived, path)
-        self._note(name, {**asdict(fetched), "there": {name: fetched.bytes}})
-
-    def put_members(self, arrived: Path, name: str, fetched: Fetched, archive: Archive) -> None:
-        """Unpack the whole archive at ``arrived``, give its members their names, and remove it."""
-        staging = self.partial / "unpacked" / name
-        shutil.rmtree(staging, ignore_errors=True)
-        members = unpack(arrived, staging, archive.members)
-        _move(staging, self.directory / archive.into)
-        there = {
-            (Path(archive.into) / member.name).as_posix(): member.bytes for member in members
-        }
-        summary = {"files": len(members), "bytes": _total(members), "there": there}
-        self._note(name, {**asdict(fetched), "members": summary})
-        arrived.unlink()
-
-    def entries(self) -> list[dict[str, Any]]:
-        """What the manifest says of each file; an archive's members are counted."""
-        entries = []
-        for note in sorted(self._notes.rglob("*.json")):
-            content = json.loads(note.read_text(encoding="utf-8"))
-            content.pop("there", None)
-            if "members" in content:
-                del content["members"]["there"]
-            path = note.relative_to(self._notes).as_posix().removesuffix(".json")
-            entries.append({"path": path, **content})
-        return entries
-
-    def clear(self) -> None:
-        """Forget what was on its way."""
-        shutil.rmtree(self.partial, ignore_errors=True)
-
-    def _note(self, name: str, content: dict[str, Any]) -> None:
-        write_text(self._notes / f"{name}.json", json.dumps(content) + "\n")
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return None
-
-
-def _total(members: list[Member]) -> int:
-    return sum(member.bytes for member in members)
-
-
-def _move(staging: Path, into: Path) -> None:
-    """Move what ``staging`` holds to ``into``, where folders may be there already."""
-    into.mkdir(parents=True, exist_ok=True)
-    for path in sorted(staging.iterdir()):
-        target = into / path.name
-        if path.is_dir() and not path.is_symlink() and target.is_dir():
-            _move(path, target)
-        else:
-            os.replace(path, target)
-    staging.rmdir()
+    for name in [file.name for file in wanted if file.name.endswith(FIRST_PART)]:
+        archive, note = _archive(source, name), state.whole(name)
+        if archive is not None and note is not None and "members" not in note:
+            parts = [file.name for file in wanted if file.name[:-3] == name[:-3]]
+            whole = join_parts(state.directory, parts, state.partial / "joined.zip")
+            state.put_members(whole, parts, archive)

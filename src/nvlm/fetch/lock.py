@@ -33,8 +33,9 @@ class SourcesLock:
             entries = self._read()
             if entries.setdefault(address, values) != values:
                 raise UserError(
-                    f"{address} is {_spelt(values)}, and {self.path} says {_spelt(entries[address])}"
-                    ": its publisher has changed it; remove its line to take what is there now"
+                    f"{address} is {_spelt(values)}, and {self.path} says "
+                    f"{_spelt(entries[address])}: its publisher has changed it; remove its line "
+                    "to take what is there now"
                 )
             lines = [
                 json.dumps({"address": name, **entry}) + "\n"

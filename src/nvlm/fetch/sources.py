@@ -83,9 +83,7 @@ class WebFile:
     @property
     def expected(self) -> Digests:
         """What is written about the file's content."""
-        return Digests(
-            bytes=self.bytes, sha256=self.sha256, md5=self.md5, git_blob=self.git_blob
-        )
+        return Digests(bytes=self.bytes, sha256=self.sha256, md5=self.md5, git_blob=self.git_blob)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +119,7 @@ class Source:
     def __post_init__(self) -> None:
         places = [self.hub is not None, self.github is not None, bool(self.web)]
         if any(places) == bool(self.unavailable):
-            raise ValueError(
-                "hub, github, web: at least one place, or else why it is unavailable"
-            )
+            raise ValueError("hub, github, web: at least one place, or else why it is unavailable")
         if not self.licence:
             raise ValueError('licence: "unknown" where nobody says')
         names = [file.name for file in self.web]

@@ -74,6 +74,7 @@ def fetch_url(url: str, path: Path, expected: Digests, progress: Progress) -> Fe
 def _download(url: str, path: Path, progress: Progress) -> None:
     """Append to ``path`` what it lacks of ``url``."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -97,7 +98,7 @@ def _download(url: str, path: Path, progress: Progress) -> None:
                 if status not in (*BUSY, 416):
                     raise UserError(f"{url} could not be downloaded: {_refusal(status)}")
                 pause = max(pause, _retry_after(response))
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, HTTPError, OSError) as error:
             check_room(error, url)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         failures = 1 if path.stat().st_size > held else failures + 1
@@ -131,7 +132,7 @@ def _receive(response: Response, path: Path, held: int, progress: Progress) -> N
             file.truncate(start)
         file.seek(start)
         # Read without decoding: some servers call a .gz file compressed for the way.
-        while block := response.raw.read(BLOCK, decode_content=False):
+        while block := response.raw.read1(BLOCK, decode_content=False):
             file.write(block)
             progress(len(block))
 

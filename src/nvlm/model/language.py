@@ -50,12 +50,23 @@ def build_decoder(architecture: LanguageArchitecture, rows: int, stage: Stage) -
         attn_implementation="sdpa",
     )
     decoder = model_class(config)
+    tie_head(decoder, architecture, stage)
     if not stage.is_first:
         decoder.model.embed_tokens = None
     if not stage.is_last:
         decoder.model.norm = nn.Identity()
         decoder.lm_head = None
     return decoder
+
+
+def tie_head(decoder: Decoder, architecture: LanguageArchitecture, stage: Stage) -> None:
+    """Make the head's matrix the embedding's very parameter, where ``stage`` has both.
+
+    To be called again whenever either has been replaced. Where the ends are on two stages each has
+    its copy, and ``nvlm.parallel.tied`` keeps them equal.
+    """
+    if architecture.tied_embeddings and stage.is_first and stage.is_last:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
 
 
 def reset_rotary(decoder: Decoder, device: torch.device) -> None:

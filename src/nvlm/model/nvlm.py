@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from nvlm.checkpoint.format.adapter import Adapter
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.model.attention import VARLEN, packed_mask, varlen_inputs
 from nvlm.model.language import Stage, build_decoder
@@ -51,6 +52,7 @@ class NVLM(nn.Module):
         self.vision_projection = Projector(architecture) if stage.is_first else None
         self.language_model = build_decoder(architecture.language, padded_vocabulary, stage)
         self.split: Split | None = None  # of hidden states over tensor-parallel ranks
+        self.adapter: Adapter | None = None  # of the decoder (nvlm.model.lora)
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """Tower features (N, V, C) of ``tiles`` (N, 3, H, W) uint8, without a graph."""

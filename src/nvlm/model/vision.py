@@ -18,7 +18,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def build_tower(architecture: VisionArchitecture) -> InternVLVisionModel:
-    """InternViT as transformers has it; at 6B exactly 5,536,496,000 parameters.
+    """InternViT as transformers has it: 5,536,496,000 parameters at 6B, 304,012,288 at 300M.
 
     ``use_mean_pooling`` keeps transformers from adding a final LayerNorm that InternViT lacks.
     """
@@ -31,10 +31,10 @@ def build_tower(architecture: VisionArchitecture) -> InternVLVisionModel:
             image_size=architecture.image_size,
             patch_size=architecture.patch_size,
             layer_norm_eps=architecture.norm_epsilon,
-            norm_type="rms_norm",
+            norm_type=architecture.norm_type,
             hidden_act="gelu",
-            attention_bias=False,
-            use_qk_norm=True,
+            attention_bias=architecture.qkv_bias,
+            use_qk_norm=architecture.qk_norm,
             use_mean_pooling=True,
         )
     )

@@ -57,8 +57,11 @@ def _sharded(model: NVLM) -> list[FSDPModule]:
 
 
 def _units(model: NVLM) -> list[nn.Module]:
-    """What is gathered together, of what is trained: a layer, embedding, projector, head."""
+    """What is gathered together, of what is trained: a layer, projector, embedding, head."""
     decoder = model.language_model
-    modules = [model.vision_projection, decoder.model.embed_tokens, decoder.lm_head]
+    ends = [decoder.model.embed_tokens, decoder.lm_head]
+    if None not in ends and ends[0].weight is ends[1].weight:
+        ends = []  # tied: of the root, which stays gathered from the one to the other
+    modules = [model.vision_projection, *ends]
     units = [module for module in (*modules, *decoder.model.layers) if module is not None]
     return [unit for unit in units if all(p.requires_grad for p in unit.parameters())]

@@ -21,6 +21,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import RowwiseParallel
 
+from nvlm.checkpoint.parts.adapter import DOWN, UP, adapter_split
+from nvlm.model.nvlm import NVLM
+
 SEQUENCE = 1  # dimension of hidden states (B, S, H)
 NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 
@@ -80,10 +83,14 @@ class RowwisePartial(RowwiseParallel):
         return outputs.to_local(grad_placements=[Replicate()])
 
 
-def reduce_norms(decoder: nn.Module, mesh: DeviceMesh) -> None:
-    """Sum the gradients of the decoder's norms over the tensor ranks of ``mesh``, each of which has
-    seen its part of the sequence; one collective a step."""
-    gradients = [_local(gradient) for gradient in _norm_gradients(decoder)]
+def reduce_shared(model: NVLM, mesh: DeviceMesh) -> None:
+    """Sum the gradients of what the tensor ranks of ``mesh`` all hold and each have a part of the
+    gradient of; one collective a step.
+
+    Norms, which have seen a rank's part of the sequence where it is split; and the matrices of an
+    adapter that are not split with their layer (``nvlm.model.lora``).
+    """
+    gradients = [_local(gradient) for gradient in _shared_gradients(model)]
     if gradients:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat, group=mesh.get_group())
@@ -92,12 +99,16 @@ def reduce_norms(decoder: nn.Module, mesh: DeviceMesh) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def _norm_gradients(decoder: nn.Module) -> Iterable[Tensor]:
-    for name, module in decoder.named_modules():
-        if name.rpartition(".")[2] in NORMS:
-            for parameter in module.parameters():
-                if parameter.grad is not None:
-                    yield parameter.grad
+def _shared_gradients(model: NVLM) -> Iterable[Tensor]:
+    split = model.split is not None and model.split.active
+    for name, parameter in model.language_model.named_parameters():
+        parts = name.split(".")
+        if parts[-1] in {DOWN, UP}:
+            shared = adapter_split(".".join(parts[-3:])) is None
+        else:
+            shared = split and parts[-2] in NORMS
+        if shared and parameter.grad is not None:
+            yield parameter.grad
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ frozen vision tower, which every rank holds whole, is merged from all of them.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -16,13 +17,23 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from nvlm.atomic import publish_directory, temporary_path
-from nvlm.checkpoint.format.files import FileEntry, link_file, read_part, write_part
+from nvlm.checkpoint.format.adapter import adapter_path
+from nvlm.checkpoint.format.files import (
+    FileEntry,
+    link_file,
+    read_part,
+    read_tensors,
+    write_part,
+    write_tensors,
+)
 from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, layer_part, part_path
 from nvlm.checkpoint.format.manifest import Manifest, check_digests, read_manifest, write_manifest
 from nvlm.checkpoint.parts import language, projector
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.checkpoint.parts.vision import read_vision_tower
 from nvlm.errors import UserError
-from nvlm.model.language import Stage, reset_rotary
+from nvlm.model.language import Stage, reset_rotary, tie_head
+from nvlm.model.lora import add_adapter
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
@@ -38,7 +49,8 @@ def load_model(
 ) -> NVLM:
     """This rank's part of the model in ``checkpoint``, on its device, in ``dtype``.
 
-    All of it is frozen but the ``trained`` modules, whose parameters are fp32 masters.
+    All of it, an adapter too, is frozen but the ``trained`` modules, whose parameters are fp32
+    masters.
 
     Raises UserError if the checkpoint is damaged or laid out for another grid than ``mesh``.
     """
@@ -56,12 +68,21 @@ def load_model(
     apply_tensor_parallel(model, mesh.tensor, gather_logits=gather_logits)
     reset_rotary(model.language_model, mesh.device)
     state = {}
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in _read_shards(checkpoint, manifest, model, mesh):
         is_trained = name.split(".")[0] in trained
         local = tensor.to(mesh.device, torch.float32 if is_trained else dtype).contiguous()
         state[name] = _like(parameters[name], local)
     model.load_state_dict(state, assign=True)
+    assert manifest.architecture.language is not None
+    tie_head(model.language_model, manifest.architecture.language, model.stage)
+    if manifest.adapter is not None:
+
+        def matrices(layer: int) -> dict[str, Tensor]:
+            tensors = read_tensors(checkpoint / adapter_path(layer))
+            return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+        add_adapter(model, mesh.tensor, manifest.adapter, matrices)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in trained)
     return model.eval()
@@ -82,12 +103,13 @@ def stage_of(manifest: Manifest, mesh: Mesh) -> Stage:
 def save_model(
     model: NVLM, source: Path, destination: Path, mesh: Mesh, trained: Collection[str]
 ) -> None:
-    """Write the ``trained`` modules of ``model`` as a checkpoint; hard-link the rest of ``source``.
+    """Write the ``trained`` modules of ``model``, and its adapter, as a checkpoint; hard-link the
+    rest of ``source``.
 
     ``trained``: "vision_projection", "language_model". Every rank calls this. What was frozen has
     the same bytes in both checkpoints, and DVC stores it once.
     """
-    manifest = read_manifest(source)
+    manifest = dataclasses.replace(read_manifest(source), adapter=model.adapter)
     partial = temporary_path(destination)
     if mesh.is_main:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,6 +122,10 @@ def save_model(
             stored = {name: tensor.to(dtype) for name, tensor in tensors.items()}
             name, entry = write_part(partial, mesh.tensor_rank, part, stored)
             written[name] = entry
+    for name, matrices in _adapter_files(model, manifest):
+        if mesh.data_rank == mesh.tensor_rank == 0:
+            stored = {key: tensor.to(dtype) for key, tensor in matrices.items()}
+            written[name] = write_tensors(partial, name, stored)
     ranks = dist.get_world_size()
     gathered: list[dict[str, FileEntry]] = [{} for _ in range(ranks)]
     dist.all_gather_object(gathered, written, group=mesh.files)
@@ -119,9 +145,15 @@ def _files(manifest: Manifest, stage: Stage, mesh: Mesh) -> list[str]:
     first = [f"{LANGUAGE}.embedding", PROJECTION] if stage.is_first else []
     layers = [layer_part(LANGUAGE, layer) for layer in range(stage.first, stage.last)]
     last = [f"{LANGUAGE}.head"] if stage.is_last else []
+    language = manifest.architecture.language
+    if language and language.tied_embeddings and stage.is_last and not stage.is_first:
+        last.append(f"{LANGUAGE}.embedding")
     files = [part_path(mesh.tensor_rank, part) for part in (*first, *layers, *last)]
     tower = [name for name in manifest.files if f"/{VISION}." in name]
-    return [*files, *tower]
+    adapter = []
+    if manifest.adapter is not None:
+        adapter = [adapter_path(layer) for layer in range(stage.first, stage.last)]
+    return [*files, *tower, *adapter]
 
 
 def _read_shards(
@@ -146,7 +178,11 @@ def _read_shards(
     if stage.is_last:
         head = read_part(checkpoint, rank, f"{LANGUAGE}.head")
         yield f"{LANGUAGE}.model.norm.weight", head["final_layernorm.weight"]
-        yield f"{LANGUAGE}.lm_head.weight", head["output_layer.weight"]
+        if architecture.tied_embeddings:
+            embedding = read_part(checkpoint, rank, f"{LANGUAGE}.embedding")
+            yield f"{LANGUAGE}.lm_head.weight", embedding["word_embeddings.weight"]
+        else:
+            yield f"{LANGUAGE}.lm_head.weight", head["output_layer.weight"]
 
 
 def _core_shards(
@@ -169,13 +205,25 @@ def _core_shards(
         core = language.layer_to_core(shard, architecture, mesh.tensor.size())
         yield layer_part(LANGUAGE, layer), core
     if stage.is_last:
-        yield (
-            f"{LANGUAGE}.head",
-            {
-                "final_layernorm.weight": _local(decoder.model.norm.weight),
-                "output_layer.weight": _local(decoder.lm_head.weight),
-            },
-        )
+        head = {"final_layernorm.weight": _local(decoder.model.norm.weight)}
+        if not architecture.tied_embeddings:
+            head["output_layer.weight"] = _local(decoder.lm_head.weight)
+        yield f"{LANGUAGE}.head", head
+
+
+def _adapter_files(model: NVLM, manifest: Manifest) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Paths of this stage's part of the adapter with whole matrices, gathered (a collective)."""
+    if model.adapter is None:
+        return
+    architecture = manifest.architecture.language
+    assert architecture is not None
+    for number, layer in enumerate(model.language_model.model.layers):
+        matrices = {}
+        for name in adapter_shapes(architecture, model.adapter):
+            matrix = _of_data_ranks(layer.get_parameter(name).detach())
+            whole = matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+            matrices[name] = whole.cpu()
+        yield adapter_path(model.stage.first + number), matrices
 
 
 def _locals(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -184,14 +232,21 @@ def _locals(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def _local(parameter: Tensor) -> Tensor:
     """This tensor-parallel rank's tensor, gathered over the data-parallel ranks (a collective)."""
-    if isinstance(parameter, DTensor):
-        names = parameter.device_mesh.mesh_dim_names or ()
-        kept = [
-            placement if name == "tensor" else Replicate()
-            for name, placement in zip(names, parameter.placements, strict=True)
-        ]
-        parameter = parameter.redistribute(placements=kept).to_local()
-    return parameter.detach().cpu().contiguous()
+    gathered = _of_data_ranks(parameter)
+    own = gathered.to_local() if isinstance(gathered, DTensor) else gathered
+    return own.detach().cpu().contiguous()
+
+
+def _of_data_ranks(parameter: Tensor) -> Tensor:
+    """``parameter`` gathered over the data-parallel ranks alone (a collective)."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    names = parameter.device_mesh.mesh_dim_names or ()
+    kept = [
+        placement if name == "tensor" else Replicate()
+        for name, placement in zip(names, parameter.placements, strict=True)
+    ]
+    return parameter.redistribute(placements=kept)
 
 
 def _like(parameter: Tensor, local: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional
 
 from nvlm.errors import UserError
+from nvlm.model.language import tie_head
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.sequence import RowwisePartial, RowwiseSplit, SequenceSplit
 
@@ -62,6 +63,7 @@ def apply_tensor_parallel(model: NVLM, mesh: DeviceMesh, *, gather_logits: bool 
         logits = Replicate() if gather_logits else Shard(-1)
         plan["lm_head"] = ColwiseParallel(output_layouts=logits)
     parallelize_module(model.language_model, mesh, plan)
+    tie_head(model.language_model, language, model.stage)
     for layer in model.language_model.model.layers:
         split.enter(layer.self_attn)
         split.enter(layer.mlp)

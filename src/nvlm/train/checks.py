@@ -23,6 +23,11 @@ def check_run(params: TrainParams, checkpoint: Path) -> None:
     manifest = read_manifest(checkpoint)
     if manifest.vocabulary is None or manifest.architecture.vision is None:
         raise UserError(f"{checkpoint} is half a model: combine it first")
+    if manifest.adapter is not None:
+        raise UserError(
+            f"{checkpoint} has an adapter that is not folded in, and training goes on from whole "
+            f"weights: python -m nvlm.checkpoint merge {checkpoint} OUT"
+        )
     laid_out, grid = manifest.grid, params.grid
     if (laid_out.tensor, laid_out.pipeline) != (grid.tensor, grid.pipeline):
         raise UserError(

@@ -87,7 +87,7 @@ def train(
             snapshots.save(step)
             observer.write(curves)
         _keep_in_step(step, step == done + 1, mesh)
-    save_model(trainer.model, checkpoint, out, mesh, params.trainable)
+    save_model(trainer.model, checkpoint, out, mesh, params.trained)
     if mesh.is_main:
         curves.write()
     observer.write(curves)

@@ -43,17 +43,25 @@ def learning_rate(step: int, params: TrainParams) -> float:
     return params.min_lr + (params.lr - params.min_lr) * cosine
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, mesh: Mesh) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    largest: float,
+    mesh: Mesh,
+    *,
+    repeated: nn.Parameter | None = None,
+) -> Tensor:
     """Scale all gradients down to a global norm of ``largest``; return the norm before that.
 
     The norm is that of the one model which the grid holds in pieces: what is sharded over data or
     tensor ranks is added over them, stages over the pipeline, and what is whole is counted once.
+    ``repeated`` is scaled, and not counted: another stage does that.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    counted = [g for g in gradients if repeated is None or g is not repeated.grad]
     groups = {"shard": mesh.whole["shard"].get_group(), "tensor": mesh.tensor.get_group()}
     # Rows: sharded over data or not; columns: sharded over tensor or not.
     squares = torch.zeros(2, 2, dtype=torch.float64, device=mesh.device)
-    for gradient in gradients:
+    for gradient in counted:
         over = _sharded_over(gradient)
         place = int("shard" in over), int("tensor" in over)
         squares[place] += torch.linalg.vector_norm(_local(gradient), dtype=torch.float64).square()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from nvlm.data.loading.params import LoaderParams
 from nvlm.parallel.grid import GridParams
+from nvlm.train.lora import LoraParams
 from nvlm.train.online import OnlineParams
 
 TRAINABLE = ("vision_projection", "language_model")
@@ -48,6 +49,7 @@ class TrainParams:
     seed: int
     log_every: int  # steps between two points of the curves
     tensorboard: bool  # write the curves to logs/ for TensorBoard too, as the run goes
+    lora: LoraParams | None = None  # adapts the language model instead of training it
     online: OnlineParams | None = None  # what is scored on the way; null: nothing
     snapshot_every: int  # steps between two snapshots to resume from
     snapshots_kept: int  # the newest may be half-written when a machine dies
@@ -77,6 +79,11 @@ class TrainParams:
                 f"grid.pipeline: {self.grid.pipeline} should be 1 where trainable leaves out the "
                 "language model: later stages would have nothing to train"
             )
+        if self.lora is not None and "language_model" not in self.trainable:
+            raise ValueError(
+                f"lora: should be null where trainable ({self.trainable}) leaves out the "
+                "language model, which it adapts"
+            )
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr: {self.min_lr} should lie between 0 and lr ({self.lr})")
         if not 0 <= self.warmup_steps < self.steps:
@@ -85,6 +92,11 @@ class TrainParams:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {self.betas} should be two numbers from 0 up to 1")
+
+    @property
+    def trained(self) -> list[str]:
+        """Modules whose own weights are trained: an adapted language model's are not."""
+        return [name for name in self.trainable if not (self.lora and name == "language_model")]
 
     def _check_numbers(self) -> None:
         for name in POSITIVE:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.atomic import write_text
-from nvlm.data.loading.blend import find_blend
+from nvlm.data.loading.blend import LEFT_OUT, find_blend
 from nvlm.errors import UserError
 from nvlm.train.params import TrainParams
 
@@ -64,6 +64,8 @@ def identify(params: TrainParams, checkpoint: Path, data: Path, out: Path) -> Ru
         f"dataset {name}": index
         for name, index in find_blend(data, params.data.blend).indexes.items()
     }
+    if (left_out := data.parent / LEFT_OUT).is_file():
+        inputs["samples left out"] = left_out
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in inputs.items()
     }

@@ -11,15 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nvlm.checkpoint.parts.adapter import fresh_matrices
 from nvlm.data.loading.batch import Batch
 from nvlm.errors import UserError
+from nvlm.model.lora import add_adapter
 from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.loss import turn_weights
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.pipeline import StepRunner
-from nvlm.parallel.sequence import reduce_norms
+from nvlm.parallel.sequence import reduce_shared
 from nvlm.parallel.state import load_model
+from nvlm.parallel.tied import sum_tied_gradients
 from nvlm.train.decoder import prepare_decoder
+from nvlm.train.lora import LoraParams
 from nvlm.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from nvlm.train.params import TrainParams
 
@@ -47,7 +51,9 @@ class Trainer:
         # It would also fill fresh memory with NaN, to find bugs by: a slow thing.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         compute: torch.dtype = getattr(torch, params.dtype)
-        self.model = load_model(checkpoint, mesh, compute, trained=params.trainable)
+        self.model = load_model(checkpoint, mesh, compute, trained=params.trained)
+        if params.lora is not None:
+            self._adapt(params.lora)
         if self.model.split is not None:
             self.model.split.active = params.sequence_parallel
         prepare_decoder(self.model.language_model, params, mesh.device)
@@ -78,9 +84,12 @@ class Trainer:
             group["lr"] = rate
         losses, weight = self._accumulate(batch)
         loss, stopping = self._sum_up(losses, weight, stop)
-        if self.model.split is not None and self.model.split.active:
-            reduce_norms(self.model.language_model, self.mesh.tensor)
-        norm = clip_gradients(self.model.parameters(), self.params.clip_grad, self.mesh).item()
+        if self.model.split is not None:
+            reduce_shared(self.model, self.mesh.tensor)
+        repeated = sum_tied_gradients(self.model, self.mesh)
+        norm = clip_gradients(
+            self.model.parameters(), self.params.clip_grad, self.mesh, repeated=repeated
+        ).item()
         if not (math.isfinite(loss) and norm <= self.params.stop_above_norm):
             raise UserError(
                 f"step {number}: the loss is {loss:.4g}, the gradient norm {norm:.4g} (more than "
@@ -90,6 +99,16 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss=loss, learning_rate=rate, gradient_norm=norm, stop=stopping)
+
+    def _adapt(self, lora: LoraParams) -> None:
+        language = self.model.architecture.language
+        assert language is not None
+        adapter, seed = lora.adapter, self.params.seed
+
+        def fresh(layer: int) -> dict[str, Tensor]:
+            return fresh_matrices(language, adapter, layer, seed)
+
+        add_adapter(self.model, self.mesh.tensor, adapter, fresh, dropout=lora.dropout)
 
     def _accumulate(self, batch: Batch) -> tuple[Tensor, float]:
         """Gradients of the global batch's mean loss; this replica's summed loss of each micro-batch

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
-from tests.checkpoint.models import save_language
+from tests.checkpoint.models import save_language, save_vision
 
 from nvlm.checkpoint.format.files import read_part
 from nvlm.checkpoint.format.layout import Grid
 from nvlm.checkpoint.format.manifest import check_digests, read_manifest, write_manifest
-from nvlm.checkpoint.huggingface.convert import convert_language
+from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.errors import UserError
 
 LAYER = "tp01/language_model.layer.002.safetensors"
@@ -50,6 +50,25 @@ def test_manifest_is_written_as_it_was_read(checkpoint, tmp_path):
         checkpoint / "checkpoint.json"
     ).read_bytes()
     assert str(tmp_path) not in (tmp_path / "checkpoint.json").read_text()
+
+
+def test_a_trait_with_its_default_is_left_out(tmp_path):
+    """The bytes of a checkpoint that lacks a trait don't change when the trait is introduced."""
+    traits = {"6B": [], "300M": ["norm_type", "qk_norm", "qkv_bias"]}
+    for like, names in traits.items():
+        save_vision(tmp_path / like, like=like)
+        convert_vision(tmp_path / like, tmp_path / f"{like}_core", tensor=2)
+        tower = json.loads((tmp_path / f"{like}_core/checkpoint.json").read_text())
+        known = set(tower["architecture"]["vision"])
+        assert sorted(known & {"norm_type", "qk_norm", "qkv_bias"}) == names
+        found = read_manifest(tmp_path / f"{like}_core").architecture.vision
+        assert found is not None and found.qkv_bias == (like == "300M")
+    edit(tmp_path / "300M_core", lambda m: m["architecture"]["vision"].update(norm_type="odd"))
+    with pytest.raises(UserError, match="norm_type 'odd' is none of rms_norm, layer_norm"):
+        read_manifest(tmp_path / "300M_core")
+    edit(tmp_path / "6B_core", lambda m: m["architecture"]["vision"].update(qk_norm="yes"))
+    with pytest.raises(UserError, match=r"vision\.qk_norm can't be 'yes'"):
+        read_manifest(tmp_path / "6B_core")
 
 
 def test_missing_file_is_named(checkpoint):

@@ -44,9 +44,10 @@ def test_language_shards_hold_every_tensor_of_transformers(tmp_path, family, ten
     assert len(seen) == len([name for name in state if name.startswith("model.layers.")])
 
 
+@pytest.mark.parametrize("like", ["6B", "300M"])
 @pytest.mark.parametrize("tensor", [1, 2, 4, 5])
-def test_tower_comes_back_whole_from_any_number_of_ranks(tmp_path, tensor):
-    model = save_vision(tmp_path / "hf")
+def test_tower_comes_back_whole_from_any_number_of_ranks(tmp_path, tensor, like):
+    model = save_vision(tmp_path / "hf", like=like)
     convert_vision(tmp_path / "hf", tmp_path / "core", tensor=tensor)
     state = read_vision_tower(tmp_path / "core")
     expected = model.state_dict()

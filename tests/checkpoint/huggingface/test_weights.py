@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoint.models import save_language, save_vision
 
+from nvlm.checkpoint.format.files import read_part
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.huggingface.convert import convert_language, convert_vision
 from nvlm.errors import UserError
@@ -106,6 +107,16 @@ def test_computed_rotary_buffer_of_old_repos_is_left_out(tmp_path):
     convert_language(tmp_path / "hf", tmp_path / "core", tensor=1, vocabulary_multiple=1)
 
 
+def test_a_head_beside_tied_embeddings_is_left_out(tmp_path):
+    """As transformers does: config.json says which one counts."""
+    save_language(tmp_path / "hf", "qwen2", tied=True)
+    stray = {"lm_head.weight": torch.ones(101, 32)}
+    edit_tensors(tmp_path / "hf/model.safetensors", lambda t: t.update(stray))
+    convert_language(tmp_path / "hf", tmp_path / "core", tensor=2, vocabulary_multiple=1)
+    head = read_part(tmp_path / "core", 1, "language_model.head")
+    assert head.keys() == {"final_layernorm.weight"}
+
+
 def test_tokenizer_has_to_be_there(tmp_path):
     save_language(tmp_path / "hf", "llama")
     (tmp_path / "hf/tokenizer.json").unlink()
@@ -126,7 +137,7 @@ def test_grid_that_does_not_divide(tmp_path):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "is of GPT2LMHeadModel"),
         ({"architectures": None}, "an unnamed class"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings should be true or false, not 'yes'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"head_dim": 16}, "head_dim is 16"),
@@ -173,9 +184,13 @@ def test_source_is_remembered(tmp_path):
     ("change", "complaint"),
     [
         ({"architectures": ["CLIPVisionModel"]}, "is of CLIPVisionModel"),
-        ({"qk_normalization": False}, "qk_normalization is False"),
-        ({"qkv_bias": True}, "qkv_bias is True"),
-        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm'"),
+        ({"qk_normalization": None}, "qk_normalization should be true or false, not None"),
+        ({"qkv_bias": 1}, "qkv_bias should be true or false, not 1"),
+        ({"norm_type": "batch_norm"}, "norm_type 'batch_norm' is none of rms_norm, layer_norm"),
+        # What config.json says and the weights don't have.
+        ({"qk_normalization": False}, r"unexpected tensor encoder\.layers\.0\.attn\.k_norm"),
+        ({"qkv_bias": True}, r"lacks the tensor encoder\.layers\.0\.attn\.qkv\.bias"),
+        ({"norm_type": "layer_norm"}, r"lacks the tensor encoder\.layers\.0\.norm1\.bias"),
         ({"num_attention_heads": 5}, "do not divide"),
         ({"image_size": 18}, "an even number of patches"),
     ],
@@ -185,6 +200,14 @@ def test_traits_that_no_internvit_has(tmp_path, change, complaint):
     edit_json(tmp_path / "hf/config.json", lambda c: c.update(change))
     with pytest.raises(UserError, match=complaint):
         convert_vision(tmp_path / "hf", tmp_path / "core", tensor=1)
+
+
+def test_the_6bs_repo_does_not_name_its_norm(tmp_path):
+    save_vision(tmp_path / "hf")
+    edit_json(tmp_path / "hf/config.json", lambda c: c.pop("norm_type"))
+    manifest = convert_vision(tmp_path / "hf", tmp_path / "core", tensor=1)
+    assert manifest.architecture.vision is not None
+    assert manifest.architecture.vision.norm_type == "rms_norm"
 
 
 def test_stray_norm_bias_does_not_pass_for_the_weight(tmp_path):

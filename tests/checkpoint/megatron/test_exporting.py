@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.checkpoint.build import build_combined
+from tests.checkpoint.models import save_vision
 from torch import Tensor
 
 from nvlm.checkpoint.format.files import read_part
+from nvlm.checkpoint.huggingface.convert import convert_vision
 from nvlm.checkpoint.megatron.exporting import export_megatron, rank_directory
 from nvlm.checkpoint.relayout.reshard import reshard
 
@@ -117,6 +119,44 @@ def expected_vision(hf: dict[str, Tensor], rank: int) -> dict[str, Tensor | None
     return model
 
 
+def expected_300m(hf: dict[str, Tensor], rank: int) -> dict[str, Tensor | None]:
+    """What get_internvit300M_layer_spec builds: LayerNorms of their own (weight and bias), biases
+    on all linear layers, q_layernorm and k_layernorm None. On two ranks, 4 heads of 8 channels."""
+    model: dict[str, Tensor | None] = {
+        "class_token": hf["embeddings.class_embedding"],
+        "conv1.weight": hf["embeddings.patch_embedding.weight"],
+        "conv1.bias": hf["embeddings.patch_embedding.bias"],
+        "position_embeddings.weight": hf["embeddings.position_embedding"].squeeze(0),
+    }
+    for layer in range(2):
+        old, new = f"encoder.layers.{layer}.", f"decoder.layers.{layer}."
+        for kind in ("weight", "bias"):
+            q, k, v = hf[f"{old}attn.qkv.{kind}"].chunk(3)
+            own = slice(rank * 16, rank * 16 + 16)
+            by_head = [x[own].view(2, 8, *x.shape[1:]) for x in (q, k, v)]
+            mixed = torch.stack(by_head, dim=1).flatten(0, 2)
+            model[f"{new}self_attention.linear_qkv.{kind}"] = mixed
+            for theirs, ours in (("norm1", "input_layernorm"), ("norm2", "pre_mlp_layernorm")):
+                model[f"{new}{ours}.{kind}"] = hf[f"{old}{theirs}.{kind}"]
+        model |= {
+            f"{new}ls1": hf[f"{old}ls1"],
+            f"{new}ls2": hf[f"{old}ls2"],
+            f"{new}self_attention.linear_proj.weight": hf[f"{old}attn.proj.weight"].chunk(2, 1)[
+                rank
+            ],
+            f"{new}self_attention.linear_proj.bias": hf[f"{old}attn.proj.bias"],
+            f"{new}mlp.linear_fc1.weight": hf[f"{old}mlp.fc1.weight"].chunk(2)[rank],
+            f"{new}mlp.linear_fc1.bias": hf[f"{old}mlp.fc1.bias"].chunk(2)[rank],
+            f"{new}mlp.linear_fc2.weight": hf[f"{old}mlp.fc2.weight"].chunk(2, 1)[rank],
+            f"{new}mlp.linear_fc2.bias": hf[f"{old}mlp.fc2.bias"],
+        }
+        for name in ("self_attention.linear_qkv", "self_attention.linear_proj"):
+            model[f"{new}{name}._extra_state"] = None
+        for name in ("mlp.linear_fc1", "mlp.linear_fc2"):
+            model[f"{new}{name}._extra_state"] = None
+    return model
+
+
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -165,6 +205,41 @@ def test_a_half_alone_has_the_names_of_its_converter(tmp_path):
     assert "embedding.word_embeddings.weight" in names
     assert "decoder.final_layernorm.weight" in names
     assert "decoder.layers.3.mlp.linear_fc2._extra_state" in names
+
+
+def test_the_300m_has_the_names_of_its_layer_spec(tmp_path):
+    save_vision(tmp_path / "hf", like="300M", heads=4, dtype=torch.bfloat16)
+    convert_vision(tmp_path / "hf", tmp_path / "core", tensor=2)
+    export_megatron(tmp_path / "core", tmp_path / "out")
+    for rank in (0, 1):
+        model = load(tmp_path / "out", f"mp_rank_{rank:02d}")["model"]
+        assert_same(model, expected_300m(source(tmp_path / "hf"), rank))
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_tied_embeddings_are_as_megatron_core_has_them(tmp_path, stages):
+    """GPTModel allocates no weight for the head where the embedding is on the same stage, and its
+    own on the last one of several (skip_weight_param_allocation)."""
+    build_combined(tmp_path, tied=True)
+    reshard(tmp_path / "combined", tmp_path / "split", pipeline=stages)
+    export_megatron(tmp_path / "split", tmp_path / "out")
+    table = source(tmp_path / "hf_language")["model.embed_tokens.weight"]
+    padded = torch.cat([table, table[-1:].expand(11, -1)])
+    for rank in (0, 1):
+        names = [
+            f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
+            for stage in range(stages)
+        ]
+        contents = [load(tmp_path / "out", name) for name in names]
+        first, last = contents[0]["model"], contents[-1]["model"]
+        own = padded.chunk(2)[rank]
+        assert torch.equal(first["language_model.embedding.word_embeddings.weight"], own)
+        if stages == 1:
+            assert not [name for name in last if "output_layer" in name]
+        else:
+            assert torch.equal(last["language_model.output_layer.weight"], own)
+            assert last["language_model.output_layer._extra_state"] is None
+        assert contents[0]["args"].untie_embeddings_and_output_weights is False
 
 
 def test_args_say_what_a_loader_would_else_get_wrong(tmp_path):

@@ -52,14 +52,34 @@ def megatron_enums(monkeypatch):
         yield {"model_type": ModelType.encoder_or_decoder, "attention_backend": AttnBackend.auto}
 
 
-@pytest.mark.parametrize("stages", [(4,), (1, 3), (1, 1, 1, 1)])
-def test_what_went_out_comes_back(tmp_path, stages):
-    build_combined(tmp_path)
+@pytest.mark.parametrize(
+    ("stages", "tower", "tied"),
+    [
+        ((4,), "6B", False),
+        ((1, 3), "300M", False),
+        ((1, 1, 1, 1), "6B", True),
+        ((4,), "300M", True),
+    ],
+)
+def test_what_went_out_comes_back(tmp_path, stages, tower, tied):
+    build_combined(tmp_path, tower=tower, tied=tied)
     reshard(tmp_path / "combined", tmp_path / "laid_out", layers_per_stage=stages)
     export_megatron(tmp_path / "laid_out", tmp_path / "megatron")
     manifest = import_megatron(tmp_path / "megatron", tmp_path / "back", ImportOptions())
     assert manifest == read_manifest(tmp_path / "laid_out")
     check_digests(tmp_path / "back", manifest)
+
+
+def test_copies_of_tied_embeddings_that_differ_are_refused(tmp_path):
+    build_combined(tmp_path, tied=True)
+    reshard(tmp_path / "combined", tmp_path / "split", pipeline=2)
+    export_megatron(tmp_path / "split", tmp_path / "megatron")
+    last = "iter_0000001/mp_rank_01_001/model_optim_rng.pt"
+    head = "language_model.output_layer.weight"
+    edit(tmp_path / "megatron", lambda content: content["model"][head][3].zero_(), last)
+    refused(tmp_path / "megatron", "output_layer.weight is not .*000.*to which args tie it")
+    edit(tmp_path / "megatron", lambda content: content["model"].pop(head), last)
+    import_megatron(tmp_path / "megatron", tmp_path / "back", ImportOptions())
 
 
 def test_a_trained_file_of_megatrons_own(exported, megatron_enums):
@@ -223,7 +243,7 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
 def test_release_and_iterations(exported):
     latest = exported / "latest_checkpointed_iteration.txt"
     (exported / "iter_0000001").rename(exported / "release")
-    refused(exported, "has no mp_rank_TT")
+    refused(exported, "has neither mp_rank_TT")
     latest.write_text("release\n")
     import_megatron(exported, exported.parent / "one", ImportOptions())
     latest.write_text("../..")
@@ -262,6 +282,10 @@ def test_namespace_of_the_process_is_left_alone(tmp_path):
         (lambda c: c.update(model0=c.pop("model")), "virtual pipeline stages"),
         (lambda c: setattr(c["args"], "hidden_size", "wide"), "args.hidden_size is 'wide'"),
         (lambda c: setattr(c["args"], "kv_channels", "wide"), "heads of 'wide' channels"),
+        (
+            lambda c: delattr(c["args"], "untie_embeddings_and_output_weights"),
+            "untie_embeddings_and_output_weights is None, not true or false",
+        ),
         (lambda c: setattr(c["args"], "vocab_size", 113), "113 rows are not among its 112"),
         (lambda c: setattr(c["args"], "nvlm", {"sources": [{"x": 1}]}), "sources is altered"),
     ],

@@ -88,8 +88,26 @@ def test_heads_of_a_tower_that_args_do_not_describe(channels, heads, tensor, wid
         "conv1.weight": (hidden, 3, 14, 14),
         "position_embeddings.weight": (1025, hidden),
         "decoder.layers.0.self_attention.linear_proj.weight": (hidden, width // tensor),
+        "decoder.layers.0.self_attention.q_layernorm.weight": (width // tensor,),
         "decoder.layers.0.mlp.linear_fc1.bias": (12800 // tensor,),
     }
     args = {"kv_channels": channels}
     tower = vision_from_args(args, shapes, layers=1, tensor=tensor, heads=None)
     assert (tower.heads, tower.image_size, tower.ffn_hidden_size) == (heads, 448, 12800)
+
+
+def test_the_300m_is_told_by_its_tensors():
+    """Beside a decoder of 128 channels a head, which would divide its width too."""
+    layer = "decoder.layers.0."
+    shapes = {
+        "class_token": (1, 1, 1024),
+        "conv1.weight": (1024, 3, 14, 14),
+        "position_embeddings.weight": (1025, 1024),
+        f"{layer}input_layernorm.bias": (1024,),
+        f"{layer}self_attention.linear_qkv.bias": (384,),
+        f"{layer}self_attention.linear_proj.weight": (1024, 128),
+        f"{layer}mlp.linear_fc1.bias": (512,),
+    }
+    tower = vision_from_args({"kv_channels": 128}, shapes, layers=24, tensor=8, heads=None)
+    assert (tower.heads, tower.ffn_hidden_size, tower.norm_type) == (16, 4096, "layer_norm")
+    assert (tower.qkv_bias, tower.qk_norm) == (True, False)

@@ -60,9 +60,10 @@ def test_internvit_has_megatrons_number_of_heads(size, heads):
     assert rows * size == 3 * heads
 
 
+@pytest.mark.parametrize("like", ["6B", "300M"])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_megatron_tower_on_shards_gives_transformers_output(tmp_path, size):
-    model = save_vision(tmp_path / "hf", heads=3)
+def test_megatron_tower_on_shards_gives_transformers_output(tmp_path, size, like):
+    model = save_vision(tmp_path / "hf", like=like, heads=3)
     convert_vision(tmp_path / "hf", tmp_path / "core", tensor=size)
     shape = read_vision_architecture(tmp_path / "hf")
     pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -87,8 +88,15 @@ def megatron_layer(
 ) -> Tensor:
     """An InternViT layer as Megatron computes it on ranks with dummy heads."""
     first = cores[0]
-    normed = rms(hidden, first["input_layernorm.weight"], shape.hidden_size, shape.norm_epsilon)
-    mixed = [functional.linear(normed, c["self_attention.linear_qkv.weight"]) for c in cores]
+    normed = norm(hidden, first, "input_layernorm", shape)
+    mixed = [
+        functional.linear(
+            normed,
+            core["self_attention.linear_qkv.weight"],
+            core.get("self_attention.linear_qkv.bias"),
+        )
+        for core in cores
+    ]
     rows, length, width = mixed[0].shape
     heads = width // 3 // shape.head_size
     split = [m.view(rows, length, heads, 3, shape.head_size) for m in mixed]
@@ -102,7 +110,7 @@ def megatron_layer(
         context = context.transpose(1, 2).flatten(2)
         output = output + functional.linear(context, core["self_attention.linear_proj.weight"])
     hidden = hidden + output * first["ls1"]
-    normed = rms(hidden, first["pre_mlp_layernorm.weight"], shape.hidden_size, shape.norm_epsilon)
+    normed = norm(hidden, first, "pre_mlp_layernorm", shape)
     output = first["mlp.linear_fc2.bias"].expand_as(hidden)
     for core in cores:
         inner = functional.linear(
@@ -115,11 +123,24 @@ def megatron_layer(
 def gathered_norm(
     parts: list[Tensor], cores: list[dict[str, Tensor]], name: str, shape: VisionArchitecture
 ) -> list[Tensor]:
-    """QK norm over all heads: squares are summed over ranks, divided by the real channels."""
+    """QK norm over all heads: squares are summed over ranks, divided by the real channels.
+
+    Megatron's q_layernorm and k_layernorm of the 300M are None.
+    """
+    if f"self_attention.{name}_layernorm.weight" not in cores[0]:
+        return parts
     whole = torch.cat([part.flatten(2) for part in parts], dim=-1)
     weight = torch.cat([core[f"self_attention.{name}_layernorm.weight"] for core in cores])
     normed = rms(whole, weight, shape.hidden_size, 1e-6)
     return [n.view_as(p) for n, p in zip(normed.chunk(len(parts), -1), parts, strict=True)]
+
+
+def norm(hidden: Tensor, core: dict[str, Tensor], name: str, shape: VisionArchitecture) -> Tensor:
+    """RMSNorm, or torch's LayerNorm where there is a bias."""
+    weight, bias = core[f"{name}.weight"], core.get(f"{name}.bias")
+    if bias is None:
+        return rms(hidden, weight, shape.hidden_size, shape.norm_epsilon)
+    return functional.layer_norm(hidden, weight.shape, weight, bias, shape.norm_epsilon)
 
 
 def rms(x: Tensor, weight: Tensor, channels: int, epsilon: float) -> Tensor:

@@ -18,7 +18,10 @@ def test_same_bytes_as_converting_for_that_layout(tmp_path, family, before, afte
     rows = {before: 16 // before, after: 16 // after}
     for size in (before, after):
         (tmp_path / str(size)).mkdir()
-        build_combined(tmp_path / str(size), family=family, tensor=size, multiple=rows[size])
+        traits = {"tied": True, "tower": "300M"} if family == "qwen2" else {}
+        build_combined(
+            tmp_path / str(size), family=family, tensor=size, multiple=rows[size], **traits
+        )
     reshard(tmp_path / str(before) / "combined", tmp_path / "out", tensor=after)
     found = read_manifest(tmp_path / "out")
     assert found == read_manifest(tmp_path / str(after) / "combined")

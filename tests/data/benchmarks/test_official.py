@@ -13,11 +13,10 @@ from PIL import Image
 from pyarrow import parquet
 
 import prepare_eval
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.readers import read_questions
 from nvlm.evaluate.params import TaskParams
-from nvlm.params import load_params
+from nvlm.params import composed, load_params
 
 COCO = "COCO_val2014_000000262148.jpg"
 CAPTIONS = {

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.ask import conversation, images, prompt
 from nvlm.evaluate.params import AskParams, GenerateParams, TaskParams
@@ -18,7 +17,7 @@ from nvlm.model.prompts import (
     Turn,
     multiple_choice,
 )
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 ASK = AskParams(system="Be brief.", prompt="{question}\nAnswer.", max_new_tokens=4)
 

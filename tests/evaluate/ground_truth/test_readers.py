@@ -8,11 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from tests.evaluate import fixtures
 
-from compose_params import composed
 from nvlm.errors import UserError
 from nvlm.evaluate.params import TaskParams
 from nvlm.evaluate.question import Question
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 
 
 def fields_of(task: str) -> dict[str, str]:
@@ -97,7 +96,19 @@ def test_realworldqa_letters_and_words(tmp_path: Path):
     assert (word.choices, word.references) == ((), ("Yes",))
 
 
-@pytest.mark.parametrize("index", [2, -1, None, True, "1"])
+@pytest.mark.parametrize("right", [1, "1", "B", "right"])
+def test_a_right_choice_as_index_digits_letter_or_text(tmp_path: Path, right: object):
+    chosen, _ = read_task(realworldqa(tmp_path, correct_choice_index=right), "RealWorldQA")
+    assert chosen.references == ("B",)
+
+
+def test_digits_are_an_index_even_where_options_are_numbers(tmp_path: Path):
+    numbers = {"choices": ["1", "2", "0"], "correct_choice_index": "1"}
+    chosen, _ = read_task(realworldqa(tmp_path, **numbers), "RealWorldQA")
+    assert chosen.references == ("B",)
+
+
+@pytest.mark.parametrize("index", [2, -1, None, True, "2", "C", "behind", ["B"]])
 def test_a_right_choice_that_is_none_is_named(tmp_path: Path, index: object):
     with pytest.raises(UserError, match="question 0: "):
         read_task(realworldqa(tmp_path, correct_choice_index=index), "RealWorldQA")

@@ -50,10 +50,11 @@ def test_two_directories_are_compared_task_by_task(tmp_path: Path):
     result = run_compare(tmp_path, "a", "b")
     assert result.returncode == 0, result.stderr
     heading, line = result.stdout.splitlines()
-    assert heading.split()[:4] == ["task", "samples", "A", "B"]
-    # A: 1/3, 0, 0, 1; B: 1, 1, 0, 0. So two wins, one loss, one tie, and no McNemar for thirds.
-    assert line.split()[:5] == ["VQAv2", "4", "0.3333", "0.5000", "+0.1667"]
-    assert line.split()[-4:] == ["2", "1", "1", "-"]
+    assert heading.split()[:5] == ["task", "samples", "clusters", "A", "B"]
+    # A: 1/3, 0, 0, 1; B: 1, 1, 0, 0. So two wins, one loss, one tie; by pictures +5/3 and -1, so
+    # that two of the four ways to give signs differ by 2/3 or more: all.
+    assert line.split()[:6] == ["VQAv2", "4", "2", "0.3333", "0.5000", "+0.1667"]
+    assert line.split()[-4:] == ["2", "1", "1", "1"]
     nothing = run_compare(tmp_path, "a", "gone")
     assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
     assert "gone is missing" in nothing.stderr

@@ -70,17 +70,17 @@ def test_vqav2(tmp_path: Path):
     # "one" is "1" after normalisation, which six of ten said; two of ten said "dark red".
     scores = scores_of(tmp_path, "VQAv2")
     assert (scores["score"], scores["samples"], scores["unparsable"]) == (0.666667, 4, 1)
+    assert scores["clusters"] == 2  # pictures
     assert scores["low"] < scores["score"] < scores["high"]
     # "yes" scores 1 of 4, and 1/3 for the one "no" beside nine "yes" goes to "no": 4/3 of 4.
     assert (scores["majority"], scores["majority_answer"]) == (0.333333, "no")
     official = round((1 + 1 + (2 * 1 / 3 + 8 * 2 / 3) / 10) / 4, 6)
     assert scores["other_scores"]["leave_one_out"]["score"] == official
     by_category = scores["by_category"]
-    assert {name: (part["score"], part["samples"]) for name, part in by_category.items()} == {
-        "number": (1.0, 1),
-        "other": (0.666667, 1),
-        "yes/no": (0.5, 2),
-    }
+    assert {
+        name: (part["score"], part["samples"], part["clusters"])
+        for name, part in by_category.items()
+    } == {"number": (1.0, 1, 1), "other": (0.666667, 1, 1), "yes/no": (0.5, 2, 2)}
     # The constant "no" in the two yes/no questions.
     assert by_category["yes/no"]["majority"] == 0.666667
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from compose_params import composed
 from nvlm.checkpoint.format.published import PUBLISHED
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.cost import CARDS, Rates, step_time
 from nvlm.train.planning.plan import plan_run

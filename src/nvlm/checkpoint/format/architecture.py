@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 # Both NVLM decoders and their differences; the family also names the transformers class.
 FAMILIES = ("llama", "qwen2")
+# Of the tower's layers: "rms_norm" has a weight, "layer_norm" a bias too (and subtracts the mean).
+NORM_TYPES = ("rms_norm", "layer_norm")
 # Pixel shuffle puts 2x2 neighbouring patches on the channel dimension (paper section 4.1).
 PIXEL_SHUFFLE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionArchitecture:
-    """InternViT: RMSNorm, QK norm over all heads, layer scale, no QKV bias."""
+    """InternViT, with layer scale: the 6B's traits by default.
+
+    InternViT-300M has LayerNorm, a QKV bias, and no QK norm.
+    """
 
     hidden_size: int
     layers: int
@@ -24,6 +29,9 @@ class VisionArchitecture:
     image_size: int  # pixels, both sides of a tile
     patch_size: int  # pixels
     norm_epsilon: float
+    norm_type: str = "rms_norm"
+    qkv_bias: bool = False
+    qk_norm: bool = True  # RMSNorm of queries and keys, over all heads
 
     @property
     def head_size(self) -> int:
@@ -60,6 +68,7 @@ class LanguageArchitecture:
     rope_theta: float
     vocabulary: int  # rows of the Hugging Face embedding
     max_positions: int
+    tied_embeddings: bool = False  # whether the head is the embedding's very matrix
 
     @property
     def head_size(self) -> int:

@@ -63,7 +63,12 @@ def new_checkpoint(destination: Path) -> Iterator[Path]:
 
 
 def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]:
-    """The tensors of a part, by their Megatron-core names within it.
+    """The tensors of a part, by their Megatron-core names within it, as ``read_tensors`` does."""
+    return read_tensors(directory / part_path(tensor_rank, part))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a checkpoint, by name.
 
     They are views of a private mapping of the file: a page is read when it is touched, and a tensor
     that is changed in place leaves the file alone. Raises UserError naming a file that is missing
@@ -71,7 +76,6 @@ def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]
     """
     from safetensors import SafetensorError, safe_open
 
-    path = directory / part_path(tensor_rank, part)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
@@ -84,7 +88,15 @@ def read_part(directory: Path, tensor_rank: int, part: str) -> dict[str, Tensor]
 def write_part(
     directory: Path, tensor_rank: int, part: str, tensors: Mapping[str, Tensor | Sequence[Tensor]]
 ) -> tuple[str, FileEntry]:
-    """Write a part as safetensors; return its path in ``directory`` and its manifest entry.
+    """Write a part, as ``write_tensors`` does; return its path and its manifest entry."""
+    name = part_path(tensor_rank, part)
+    return name, write_tensors(directory, name, tensors)
+
+
+def write_tensors(
+    directory: Path, name: str, tensors: Mapping[str, Tensor | Sequence[Tensor]]
+) -> FileEntry:
+    """Write ``tensors`` as safetensors to ``name`` in ``directory``; return the manifest entry.
 
     A tensor may come as pieces along its first dimension, which are joined in the file. The same
     tensors give the same bytes: sorted names, no metadata. What is not contiguous is gathered in
@@ -97,7 +109,6 @@ def write_part(
     for key in sorted(tensors):
         value = tensors[key]
         pieces[key] = [value] if isinstance(value, torch.Tensor) else list(value)
-    name = part_path(tensor_rank, part)
     path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
@@ -106,7 +117,7 @@ def write_part(
         for piece in itertools.chain.from_iterable(pieces.values()):
             for chunk in chunks_of(piece):
                 writer.write(chunk)
-    return name, writer.entry()
+    return writer.entry()
 
 
 def link_file(source: Path, destination: Path, name: str) -> None:

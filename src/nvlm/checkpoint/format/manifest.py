@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nvlm.atomic import write_text
-from nvlm.checkpoint.format.architecture import FAMILIES, Architecture
+from nvlm.checkpoint.format.adapter import Adapter, adapter_path
+from nvlm.checkpoint.format.architecture import FAMILIES, NORM_TYPES, Architecture
 from nvlm.checkpoint.format.files import DTYPES, FileEntry, entry_of, stays_inside
 from nvlm.checkpoint.format.layout import Grid, check_tensor_parallel, part_names, part_path
 from nvlm.checkpoint.format.tasks import run_tasks
@@ -57,11 +58,12 @@ class Manifest:
     dtype: str  # "float32", "bfloat16" or "float16": of every tensor
     sources: tuple[Source, ...]
     files: Mapping[str, FileEntry]  # by path relative to the checkpoint
+    adapter: Adapter | None = None  # not folded in; files have no such key where there is none
 
     @property
     def other_files(self) -> list[str]:
-        """Files that hold no tensors: the tokenizer's."""
-        return sorted(name for name in self.files if not name.endswith(".safetensors"))
+        """Files that are of no tensor-parallel rank: the tokenizer's, an adapter's."""
+        return sorted(name for name in self.files if not name.startswith("tp"))
 
     def with_files(self, files: Mapping[str, FileEntry]) -> Manifest:
         """The same checkpoint with other files."""
@@ -69,8 +71,19 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write ``checkpoint.json`` with sorted keys: the same manifest gives the same bytes."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+    """Write ``checkpoint.json`` with sorted keys: the same manifest gives the same bytes.
+
+    A trait of the architecture that has its default is left out: readers that don't know the trait
+    read the models that don't have it, and refuse the others by its name.
+    """
+    content = dataclasses.asdict(manifest)
+    for name in ("vision", "language"):
+        half = getattr(manifest.architecture, name)
+        if half is not None:
+            content["architecture"][name] = _without_defaults(half)
+    if manifest.adapter is None:
+        del content["adapter"]
+    text = json.dumps(content, indent=1, sort_keys=True)
     write_text(directory / MANIFEST, text + "\n")
 
 
@@ -122,10 +135,15 @@ def check_digests(directory: Path, manifest: Manifest, names: Iterable[str] | No
 def _check_consistency(manifest: Manifest) -> None:
     """Raise ValueError or UserError if the manifest contradicts itself."""
     language, vocabulary = manifest.architecture.language, manifest.vocabulary
+    tower = manifest.architecture.vision
+    if tower is not None and tower.norm_type not in NORM_TYPES:
+        raise ValueError(f"norm_type {tower.norm_type!r} is none of {', '.join(NORM_TYPES)}")
     check_tensor_parallel(manifest.architecture, manifest.grid.tensor)
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype {manifest.dtype!r} is none of {', '.join(DTYPES)}")
     if language is None:
+        if manifest.adapter is not None:
+            raise ValueError("there is an adapter, and no decoder that it could adapt")
         return
     if language.family not in FAMILIES:
         raise ValueError(f"family {language.family!r} is none of {', '.join(FAMILIES)}")
@@ -143,16 +161,17 @@ def _check_consistency(manifest: Manifest) -> None:
 
 
 def _check_listing(path: Path, manifest: Manifest) -> None:
-    """Every part of every rank is listed, and no name leads out of the checkpoint."""
+    """Every part and every layer's adapter are listed; no name leads out of the checkpoint."""
     for name in manifest.files:
         if not stays_inside(name):
             raise UserError(f"{path} lists {name!r}, which is outside of the checkpoint: refused")
-    for rank in range(manifest.grid.tensor):
-        for part in part_names(manifest.architecture):
-            if part_path(rank, part) not in manifest.files:
-                raise UserError(
-                    f"{path} does not list {part_path(rank, part)}: make the checkpoint again"
-                )
+    parts = part_names(manifest.architecture)
+    wanted = [part_path(rank, part) for rank in range(manifest.grid.tensor) for part in parts]
+    if manifest.adapter is not None and manifest.architecture.language is not None:
+        wanted += [adapter_path(layer) for layer in range(manifest.architecture.language.layers)]
+    for name in wanted:
+        if name not in manifest.files:
+            raise UserError(f"{path} does not list {name}: make the checkpoint again")
 
 
 def _check_sizes(directory: Path, manifest: Manifest) -> None:
@@ -168,10 +187,18 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def _without_defaults(half: Any) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(half)}
+    return {
+        name: value for name, value in dataclasses.asdict(half).items() if value != defaults[name]
+    }
+
+
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` out of JSON as type ``kind``; ValueError says where it is something else.
 
-    Kinds: dataclasses, None | kind, tuple[kind, ...], Mapping[str, kind], int, float and str.
+    Kinds: dataclasses, whose fields with a default may be missing; None | kind, tuple[kind, ...],
+    Mapping[str, kind], int, float, bool and str.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
@@ -183,13 +210,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
-        if value.keys() != hints.keys():
-            odd = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise ValueError(f"{where} lacks or does not know {odd}")
-        fields = {key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()}
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        odd = sorted((needed - value.keys()) | (value.keys() - hints.keys()))
+        if odd:
+            raise ValueError(f"{where} lacks or does not know {', '.join(odd)}")
+        fields = {key: _decode(hints[key], value[key], f"{where}.{key}") for key in value}
         return kind(**fields)  # type: ignore[operator]
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind in {int, str} and type(value) is kind:
+    if kind in {int, str, bool} and type(value) is kind:
         return value
     raise ValueError(f"{where} can't be {value!r}")

@@ -1,7 +1,7 @@
 """Hugging Face's ``config.json`` and this project's architecture.
 
-What the architecture can't express (tied embeddings, scaled rotary frequencies, a window) is
-refused by name: a model that is silently another one is worse than none.
+What the architecture can't express (scaled rotary frequencies, a window) is refused by name: a
+model that is silently another one is worse than none.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
+from nvlm.checkpoint.format.architecture import (
+    NORM_TYPES,
+    LanguageArchitecture,
+    VisionArchitecture,
+)
 from nvlm.checkpoint.huggingface.weights import read_json
 from nvlm.errors import UserError
 
 LANGUAGE_CLASSES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+TIED = "tie_word_embeddings"
 VISION_CLASSES = {"InternVisionModel"}  # of OpenGVLab's InternViT repos
 
 
@@ -36,7 +41,7 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
             "a model in conf/model"
         )
     _require(path, config, "hidden_act", "silu")
-    for trait in ("tie_word_embeddings", "mlp_bias", "use_sliding_window"):
+    for trait in ("mlp_bias", "use_sliding_window"):
         _require(path, {trait: False, **config}, trait, False)
     if family == "llama":
         _require(path, {"attention_bias": False, **config}, "attention_bias", False)
@@ -58,11 +63,12 @@ def language_architecture(path: Path, config: Mapping[str, Any]) -> LanguageArch
         rope_theta=_rope_theta(path, config),
         vocabulary=_integer(path, config, "vocab_size"),
         max_positions=_integer(path, config, "max_position_embeddings"),
+        tied_embeddings=_boolean(path, {TIED: False, **config}, TIED),
     )
 
 
 def read_vision_architecture(directory: Path) -> VisionArchitecture:
-    """The tower that ``directory/config.json`` describes: InternViT-6B, or smaller with its traits.
+    """The tower that ``directory/config.json`` describes: InternViT-6B, InternViT-300M, or akin.
 
     Raises UserError for anything else.
     """
@@ -77,10 +83,10 @@ def vision_architecture(path: Path, config: Mapping[str, Any]) -> VisionArchitec
             f"{path} is of {_class(config)}, not of {' or '.join(VISION_CLASSES)}: choose an "
             "InternViT in conf/model"
         )
-    _require(path, config, "qk_normalization", True)
-    _require(path, config, "qkv_bias", False)
-    _require(path, config, "norm_type", "rms_norm")
     _require(path, config, "hidden_act", "gelu")
+    norm_type = config.get("norm_type", "rms_norm")  # the 6B's config.json does not say it
+    if norm_type not in NORM_TYPES:
+        raise UserError(f"{path}: norm_type {norm_type!r} is none of {', '.join(NORM_TYPES)}")
     hidden = _integer(path, config, "hidden_size")
     heads = _integer(path, config, "num_attention_heads")
     image = _integer(path, config, "image_size")
@@ -98,6 +104,9 @@ def vision_architecture(path: Path, config: Mapping[str, Any]) -> VisionArchitec
         image_size=image,
         patch_size=patch,
         norm_epsilon=_number(path, config, "layer_norm_eps"),
+        norm_type=norm_type,
+        qkv_bias=_boolean(path, config, "qkv_bias"),
+        qk_norm=_boolean(path, config, "qk_normalization"),
     )
 
 
@@ -120,6 +129,13 @@ def _integer(path: Path, config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if type(value) is not int or value < 1:
         raise UserError(f"{path}: {key} should be a whole number above 0, not {value!r}")
+    return value
+
+
+def _boolean(path: Path, config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if type(value) is not bool:
+        raise UserError(f"{path}: {key} should be true or false, not {value!r}")
     return value
 
 

@@ -44,6 +44,7 @@ TOKENIZER_FILES = (
 )
 # Computed, not learnt; old Llama repos store it.
 ROTARY_BUFFER = "rotary_emb.inv_freq"
+HEAD = "lm_head.weight"
 
 
 def convert_vision(
@@ -90,7 +91,9 @@ def convert_language(
     grid = even_grid(architecture, tensor=tensor, pipeline=1)
     padded = padded_rows(decoder.vocabulary, multiple=vocabulary_multiple, tensor=tensor)
     weights = HuggingFaceWeights(source)
-    dtype = weights.check(language_shapes(decoder), ignored=(ROTARY_BUFFER,))
+    # transformers, too, passes over a head that is stored beside the embedding it is tied to.
+    ignored = (ROTARY_BUFFER, HEAD) if decoder.tied_embeddings else (ROTARY_BUFFER,)
+    dtype = weights.check(language_shapes(decoder), ignored=ignored)
     jobs = language_jobs(weights, decoder, tensor, padded)
     with new_checkpoint(destination) as directory:
         tokenizer = link_tokenizer(source, directory)
@@ -123,8 +126,9 @@ def language_shapes(architecture: LanguageArchitecture) -> dict[str, tuple[int, 
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": table,
         "model.norm.weight": (architecture.hidden_size,),
-        "lm_head.weight": table,
     }
+    if not architecture.tied_embeddings:
+        shapes[HEAD] = table
     for layer in range(architecture.layers):
         for name, shape in language.layer_shapes(architecture).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
@@ -190,7 +194,7 @@ def language_jobs(
     rows = padded // size
 
     def table(name: str, rank: int) -> list[Tensor]:
-        whole = weights.read(f"{prefix}{name}.")["weight"]
+        whole = weights.read(f"{prefix}{name}.")["weight"][: architecture.vocabulary]
         return language.vocabulary_rows([whole], rank * rows, (rank + 1) * rows)
 
     def embedding(rank: int) -> dict[str, list[Tensor]]:
@@ -203,6 +207,8 @@ def language_jobs(
 
     def head(rank: int) -> dict[str, list[Tensor]]:
         norm = weights.read(f"{prefix}model.norm.")["weight"]
+        if architecture.tied_embeddings:
+            return {"final_layernorm.weight": [norm]}
         return {"final_layernorm.weight": [norm], "output_layer.weight": table("lm_head", rank)}
 
     for rank in range(size):

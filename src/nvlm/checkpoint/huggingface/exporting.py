@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +17,16 @@ from nvlm.checkpoint.format.files import bytes_of, new_checkpoint, safetensors_h
 from nvlm.checkpoint.format.layout import part_names
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest
 from nvlm.checkpoint.format.writing import write_files
+from nvlm.checkpoint.huggingface.adapter import export_adapter
 from nvlm.checkpoint.huggingface.merged import whole_tensors
-from nvlm.checkpoint.huggingface.nvlm_d import configuration, part_shapes, preprocessor
-from nvlm.checkpoint.huggingface.tokenizer import export_tokenizer
+from nvlm.checkpoint.huggingface.nvlm_d import (
+    TABLES,
+    configuration,
+    exported_rows,
+    part_shapes,
+    preprocessor,
+)
+from nvlm.checkpoint.huggingface.tokenizer import TokenIds, export_tokenizer, token_ids
 from nvlm.checkpoint.huggingface.weights import INDEX
 from nvlm.errors import UserError
 
@@ -35,17 +43,24 @@ class _Shard:
     bytes: int = 0
 
 
-def export_hf(source: Path, destination: Path, *, shard_bytes: int) -> None:
+def export_hf(source: Path, destination: Path, *, shard_bytes: int, apart: bool = False) -> None:
     """Write the checkpoint ``source`` for ``AutoModel`` and vLLM.
 
     Weights in files of at most ``shard_bytes`` (a larger tensor has a file of its own), with an
-    index; config.json; configuration and modeling files; preprocessor; tokenizer. Raises UserError
-    if ``source`` is one half of a model alone, or has no tokenizer.
+    index; config.json; configuration and modeling files; preprocessor; tokenizer; chat template. An
+    adapter is folded in or, with ``apart``, left out and written for PEFT into ``adapter``. Raises
+    UserError if ``source`` is one half of a model alone, has no tokenizer, or no adapter that could
+    be apart.
     """
-    manifest = read_manifest(source)
+    manifest = whole = read_manifest(source)
+    if apart:
+        if manifest.adapter is None:
+            raise UserError(f"{source} has no adapter: leave --adapter out")
+        manifest = dataclasses.replace(whole, adapter=None)
     if not (manifest.architecture.vision and manifest.architecture.language):
         raise UserError(f"{source} is one half of a model: combine it with the other one first")
-    shards = plan_shards(manifest, shard_bytes)
+    ids = token_ids(source / "tokenizer")
+    shards = plan_shards(manifest, shard_bytes, ids)
     with new_checkpoint(destination) as directory:
         files = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
         tasks: Iterator[Callable[[], tuple[Path, None]]] = (
@@ -61,17 +76,21 @@ def export_hf(source: Path, destination: Path, *, shard_bytes: int) -> None:
             "weight_map": {name: file for file, shard in placed for name in shard.tensors},
         }
         write_json(directory / INDEX, index)
-        _write_description(source, directory, manifest)
+        _write_description(source, directory, manifest, ids)
+        if apart:
+            export_adapter(source, directory / "adapter", whole)
 
 
-def plan_shards(manifest: Manifest, shard_bytes: int) -> list[_Shard]:
+def plan_shards(manifest: Manifest, shard_bytes: int, ids: TokenIds) -> list[_Shard]:
     """Share tensors out over files, in order."""
+    assert manifest.vocabulary is not None
+    rows = exported_rows(manifest.vocabulary.true, ids.image)
     if shard_bytes < 1:
         raise UserError(f"a shard size of {shard_bytes} bytes should be 1 or more")
     size = getattr(torch, manifest.dtype).itemsize
     shards = [_Shard()]
     for part in part_names(manifest.architecture):
-        for name, shape in part_shapes(manifest.architecture, part).items():
+        for name, shape in part_shapes(manifest.architecture, part, rows).items():
             tensor_bytes = torch.Size(shape).numel() * size
             if shards[-1].tensors and shards[-1].bytes + tensor_bytes > shard_bytes:
                 shards.append(_Shard())
@@ -102,21 +121,23 @@ def _write_shard(path: Path, source: Path, manifest: Manifest, shard: _Shard) ->
                 if name not in promised:
                     continue  # in the file before or after this one
                 written = sum(file.write(bytes_of(piece)) for piece in pieces)
+                if name in TABLES:  # rows up to the image token's
+                    written += file.write(bytes(promised[name].nbytes - written))
                 if written != promised[name].nbytes:
                     raise ValueError(f"{name} has {written} bytes, not {promised[name].nbytes}")
     return path, None
 
 
-def _write_description(source: Path, directory: Path, manifest: Manifest) -> None:
+def _write_description(source: Path, directory: Path, manifest: Manifest, ids: TokenIds) -> None:
     """Everything that is not weights."""
-    tower = manifest.architecture.vision
-    assert tower is not None
+    tower, decoder = manifest.architecture.vision, manifest.architecture.language
+    assert tower is not None and decoder is not None
     names = [
         name.removeprefix("tokenizer/")
         for name in manifest.other_files
         if name.startswith("tokenizer/")
     ]
-    ids = export_tokenizer(source / "tokenizer", directory, names)
+    export_tokenizer(source / "tokenizer", directory, names, family=decoder.family, ids=ids)
     config = configuration(
         manifest.architecture, dtype=manifest.dtype, image_token_id=ids.image, tokens=ids.special
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nvlm.checkpoint.huggingface.convert import (
     vision_jobs,
 )
 from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS, PROJECTOR, all_shapes
+from nvlm.checkpoint.huggingface.tokenizer import TRAINED_TOKENIZER
 from nvlm.checkpoint.huggingface.weights import HuggingFaceWeights, read_json
 from nvlm.checkpoint.parts.projector import slice_projector
 from nvlm.errors import UserError
@@ -34,20 +36,21 @@ def import_hf(
 
     Raises UserError if it is no such model, not whole, or doesn't divide; nothing is written then.
     """
-    architecture = read_architecture(source)
+    architecture, stored_rows = read_architecture(source)
     assert architecture.language is not None and architecture.vision is not None
     grid = even_grid(architecture, tensor=tensor, pipeline=1)
     rows = architecture.language.vocabulary
     padded = padded_rows(rows, multiple=vocabulary_multiple, tensor=tensor)
     weights = HuggingFaceWeights(source)
-    dtype = weights.check(all_shapes(architecture))
+    dtype = weights.check(all_shapes(architecture, stored_rows))
     jobs = chain(
         vision_jobs(weights, architecture.vision, tensor, prefix=f"{VISION}.", dummies=DUMMY_HEADS),
         (_projector_job(weights, rank, tensor) for rank in range(tensor)),
         language_jobs(weights, architecture.language, tensor, padded, prefix=f"{LANGUAGE}."),
     )
     with new_checkpoint(destination) as directory:
-        tokenizer = link_tokenizer(source, directory)
+        trained = source / TRAINED_TOKENIZER
+        tokenizer = link_tokenizer(trained if trained.is_dir() else source, directory)
         files = write_parts(directory, jobs, weights.bytes, "import")
         manifest = Manifest(
             architecture=architecture,
@@ -61,8 +64,12 @@ def import_hf(
     return manifest
 
 
-def read_architecture(source: Path) -> Architecture:
-    """The tower and the decoder of ``source/config.json``. Raises UserError for another model."""
+def read_architecture(source: Path) -> tuple[Architecture, int]:
+    """The tower and the decoder of ``source/config.json``, and the rows of its vocabulary's tables.
+
+    Those behind the trained vocabulary are no part of the architecture. Raises UserError for
+    another model.
+    """
     path = source / "config.json"
     config = read_json(path)
     if config.get("architectures") != ["NVLM_D"]:
@@ -74,9 +81,14 @@ def read_architecture(source: Path) -> Architecture:
         decoder = {**decoder, "rope_scaling": None}
     if tower.get("num_dummy_heads", DUMMY_HEADS) != DUMMY_HEADS:
         raise UserError(f"{path}: num_dummy_heads should be {DUMMY_HEADS}, as in every NVLM_D")
+    language = language_architecture(path, decoder)
+    rows = language.vocabulary
+    trained = config.get("trained_vocab_size", rows)
+    if type(trained) is not int or not 0 < trained <= rows:
+        raise UserError(f"{path}: trained_vocab_size {trained!r} should be of the {rows} rows")
     return Architecture(
-        vision=vision_architecture(path, tower), language=language_architecture(path, decoder)
-    )
+        vision=vision_architecture(path, tower), language=replace(language, vocabulary=trained)
+    ), rows
 
 
 def _section(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from nvlm.checkpoint.format.manifest import Manifest
 from nvlm.checkpoint.format.sharding import merge
 from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS, PROJECTOR
 from nvlm.checkpoint.parts import language, projector, vision
+from nvlm.checkpoint.parts.adapter import read_layer
 
 # A tensor as pieces along its first dimension: large tables are never in memory as a whole.
 Pieces = Iterator[Tensor]
 
 
 def whole_tensors(source: Path, manifest: Manifest, part: str) -> Iterator[tuple[str, Pieces]]:
-    """The tensors that ``part`` becomes, in the order of ``nvlm_d.part_shapes``.
+    """The tensors that ``part`` becomes, in the order of ``nvlm_d.part_shapes``; an adapter is
+    folded in.
 
     Raises UserError if a tensor that every rank has differs between them.
     """
@@ -29,19 +31,21 @@ def whole_tensors(source: Path, manifest: Manifest, part: str) -> Iterator[tuple
     if half == LANGUAGE and not kind.startswith("layer"):
         yield from _language_ends(source, manifest, kind)
         return
-    shards = [read_part(source, rank, part) for rank in range(manifest.grid.tensor)]
-    if half == PROJECTION:
-        for name, core in PROJECTOR.items():
-            split = projector.SPLIT.get(core)
-            yield name, _joined([shard[core] for shard in shards], split, name)
-    elif half == LANGUAGE:
+    ranks = range(manifest.grid.tensor)
+    if half == LANGUAGE:
         decoder = manifest.architecture.language
         assert decoder is not None
-        layers = [language.layer_to_hf(shard, decoder, len(shards)) for shard in shards]
+        layers = [read_layer(source, manifest, rank, part) for rank in ranks]
         for short in language.layer_shapes(decoder):
             name = f"{LANGUAGE}.model.layers.{_number(kind)}.{short}"
             split = language.SPLIT.get(short)
             yield name, _joined([layer[short] for layer in layers], split, name)
+        return
+    shards = [read_part(source, rank, part) for rank in ranks]
+    if half == PROJECTION:
+        for name, core in PROJECTOR.items():
+            split = projector.SPLIT.get(core)
+            yield name, _joined([shard[core] for shard in shards], split, name)
     else:
         yield from _tower(shards, manifest, kind)
 
@@ -76,7 +80,9 @@ def _language_ends(source: Path, manifest: Manifest, kind: str) -> Iterator[tupl
         for rank in range(manifest.grid.tensor)
     ]
     yield f"{LANGUAGE}.model.norm.weight", iter([merge(norms, None, "final_layernorm.weight")])
-    yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
+    assert manifest.architecture.language is not None
+    if not manifest.architecture.language.tied_embeddings:
+        yield f"{LANGUAGE}.lm_head.weight", _rows(source, manifest, part, "output_layer.weight")
 
 
 def _rows(source: Path, manifest: Manifest, part: str, name: str) -> Pieces:

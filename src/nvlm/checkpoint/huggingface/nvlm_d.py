@@ -1,8 +1,9 @@
 """NVLM_D, the layout of nvidia/NVLM-D-72B on Hugging Face: its names and shapes, its config.json.
 
 The tower's attention carries 7 dummy heads of zeros whatever its size (32 heads at 6B): the model
-code there and in vLLM counts on them. The vocabulary has no padding. What our configuration files
-add is ``image_token_id`` and ``num_dummy_heads``.
+code there and in vLLM counts on them. The vocabulary has no padding, unless the image token lies
+behind it: servers look its row up. What our configuration files add is ``image_token_id``,
+``num_dummy_heads`` and ``trained_vocab_size``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, part_names
+from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, padded_rows, part_names
 from nvlm.checkpoint.parts import language, projector, vision
 
 DUMMY_HEADS = 7
@@ -26,22 +27,40 @@ PROJECTOR = {
 CLASSES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 # Of the configuration and modeling files; each has a class NAME_Config and NAME_Model.
 MODEL_TYPES = {"qwen2": "NVLM_D", "llama": "NVLM_D_Yi"}
+ROWS_MULTIPLE = 64  # as vLLM pads a vocabulary
+# Tables of the vocabulary, whose rows of zeros an import drops.
+TABLES = (f"{LANGUAGE}.model.embed_tokens.weight", f"{LANGUAGE}.lm_head.weight")
 
 
-def part_shapes(architecture: Architecture, part: str) -> dict[str, tuple[int, ...]]:
-    """Full names and shapes of the tensors that ``part`` of a checkpoint becomes, in file order."""
+def exported_rows(vocabulary: int, image_token_id: int) -> int:
+    """Rows of an export's embedding and head, ``image_token_id`` among them.
+
+    Those behind the trained ``vocabulary`` are zeros: a score of 0, below the best token's of any
+    trained model. Yi has 64,000 rows, and its image token the id 64,000.
+    """
+    if image_token_id < vocabulary:
+        return vocabulary
+    return padded_rows(image_token_id + 1, multiple=ROWS_MULTIPLE, tensor=1)
+
+
+def part_shapes(architecture: Architecture, part: str, rows: int) -> dict[str, tuple[int, ...]]:
+    """Full names and shapes of the tensors that ``part`` of a checkpoint becomes, in file order.
+
+    ``rows``: of the vocabulary's tables (``exported_rows``).
+    """
     tower, decoder = architecture.vision, architecture.language
     assert tower is not None and decoder is not None
     half, _, kind = part.partition(".")
     if half == PROJECTION:
         core = projector.core_shapes(architecture)
         return {name: core[core_name] for name, core_name in PROJECTOR.items()}
-    table = (decoder.vocabulary, decoder.hidden_size)
+    table = (rows, decoder.hidden_size)
     if part == f"{LANGUAGE}.embedding":
         return {f"{LANGUAGE}.model.embed_tokens.weight": table}
     if part == f"{LANGUAGE}.head":
-        norm = (decoder.hidden_size,)
-        return {f"{LANGUAGE}.model.norm.weight": norm, f"{LANGUAGE}.lm_head.weight": table}
+        norm = {f"{LANGUAGE}.model.norm.weight": (decoder.hidden_size,)}
+        head = {} if decoder.tied_embeddings else {f"{LANGUAGE}.lm_head.weight": table}
+        return {**norm, **head}
     if part == f"{VISION}.embedding":
         shapes = vision.embedding_shapes(tower)
         return {f"{VISION}.embeddings.{name}": shape for name, shape in shapes.items()}
@@ -56,10 +75,10 @@ def part_shapes(architecture: Architecture, part: str) -> dict[str, tuple[int, .
     }
 
 
-def all_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the whole model."""
+def all_shapes(architecture: Architecture, rows: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the whole model, with ``rows`` of the vocabulary."""
     parts = part_names(architecture)
-    return {n: s for part in parts for n, s in part_shapes(architecture, part).items()}
+    return {n: s for part in parts for n, s in part_shapes(architecture, part, rows).items()}
 
 
 def configuration(
@@ -87,6 +106,7 @@ def configuration(
         "ps_version": "v2",
         "select_layer": -1,
         "template": "chatml",
+        "trained_vocab_size": decoder.vocabulary,
         "use_thumbnail": True,
         "use_backbone_lora": 0,
         "use_llm_lora": 0,
@@ -99,7 +119,7 @@ def configuration(
             "num_attention_heads": decoder.heads,
             "num_key_value_heads": decoder.query_groups,
             "intermediate_size": decoder.ffn_hidden_size,
-            "vocab_size": decoder.vocabulary,
+            "vocab_size": exported_rows(decoder.vocabulary, image_token_id),
             "rms_norm_eps": decoder.norm_epsilon,
             "rope_theta": decoder.rope_theta,
             "rope_scaling": None,
@@ -107,7 +127,7 @@ def configuration(
             "hidden_act": "silu",
             "attention_bias": decoder.qkv_bias,
             "mlp_bias": False,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": decoder.tied_embeddings,
             "torch_dtype": dtype,
             **tokens,
         },
@@ -122,9 +142,9 @@ def configuration(
             "image_size": tower.image_size,
             "patch_size": tower.patch_size,
             "layer_norm_eps": tower.norm_epsilon,
-            "qk_normalization": True,
-            "qkv_bias": False,
-            "norm_type": "rms_norm",
+            "qk_normalization": tower.qk_norm,
+            "qkv_bias": tower.qkv_bias,
+            "norm_type": tower.norm_type,
             "hidden_act": "gelu",
             "initializer_factor": 0.1,
             "initializer_range": 1e-10,

@@ -20,13 +20,17 @@ import torch
 from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
 from nvlm.checkpoint.format.layout import Grid
 from nvlm.checkpoint.format.manifest import Manifest, Source
+from nvlm.checkpoint.huggingface.convert import read_source
 from nvlm.errors import UserError
 
 ITERATION = 1  # Megatron's loader knows neither 0 nor "release" for a fresh start
+UNTIED = "untie_embeddings_and_output_weights"
 # What Megatron has no name for: kept in args.nvlm, plain values, ignored by Megatron.
 OWN = "nvlm"
-# InternViT's, where a file of Megatron's own does not say: its head size, its norms' epsilon.
+# InternViT's, where a file of Megatron's own does not say: the head size of the 6B and of the 300M
+# (which has no QK norm), their norms' epsilon.
 VISION_HEAD_SIZE = 128
+VISION_HEAD_SIZE_300M = 64
 VISION_EPSILON = 1e-6
 
 
@@ -34,6 +38,8 @@ def to_args(manifest: Manifest) -> Namespace:
     """The ``args`` of ``manifest``'s files: what a loader needs to build the same model."""
     own: dict[str, Any] = {"sources": [dataclasses.asdict(source) for source in manifest.sources]}
     grid, tower = manifest.grid, manifest.architecture.vision
+    if grid.layers_per_stage:
+        own["layers_per_stage"] = list(grid.layers_per_stage)
     if tower is not None:
         own["vision"] = dataclasses.asdict(tower)
     args = Namespace(
@@ -68,13 +74,14 @@ def language_from_args(
         ("normalization", "RMSNorm"),
         ("position_embedding_type", "rope"),
         ("swiglu", True),
-        ("untie_embeddings_and_output_weights", True),
         ("add_bias_linear", False),
     ):
         if args.get(name) != right:
             raise UserError(
                 f"{path}: args.{name} is {args.get(name)!r}, and only {right!r} is supported"
             )
+    if type(args.get(UNTIED)) is not bool:
+        raise UserError(f"{path}: args.{UNTIED} is {args.get(UNTIED)!r}, not true or false")
     if args.get("num_layers") != layers:
         raise UserError(
             f"{path}: args.num_layers is {args.get('num_layers')!r}, and the stages hold {layers}: "
@@ -95,6 +102,7 @@ def language_from_args(
         rope_theta=float(_number(args, path, "rotary_base")),
         vocabulary=vocabulary,
         max_positions=int(_number(args, path, "max_position_embeddings")),
+        tied_embeddings=not args[UNTIED],
     )
 
 
@@ -109,8 +117,8 @@ def vision_from_args(
     """The tower of a file whose tensors have ``shapes`` (names relative to ``vision_model.``).
 
     Megatron's ``args`` don't describe it: unless ``heads`` says how many, they are as wide as the
-    decoder's, or as InternViT's if the shards with their dummy heads are of that width. Raises
-    UserError if neither can be.
+    decoder's, or as InternViT's if the shards with their dummy heads are of that width. Its norms,
+    biases and QK norm follow from what is there. Raises UserError if neither can be.
     """
     hidden = shapes["class_token"][-1]
     patch = shapes["conv1.weight"][-1]
@@ -118,7 +126,11 @@ def vision_from_args(
     own = _own(args).get("vision")
     own = own if isinstance(own, dict) else {}
     width = shapes["decoder.layers.0.self_attention.linear_proj.weight"][1] * tensor
-    heads = heads or own.get("heads") or _vision_heads(args, hidden, width, tensor)
+    attention = "decoder.layers.0.self_attention."
+    qk_norm = f"{attention}q_layernorm.weight" in shapes
+    # A decoder's head size tells the 6B's; with the 300M's half as wide heads, both would divide.
+    sizes = (args.get("kv_channels"), VISION_HEAD_SIZE) if qk_norm else (VISION_HEAD_SIZE_300M,)
+    heads = heads or own.get("heads") or _vision_heads(sizes, hidden, width, tensor)
     return VisionArchitecture(
         hidden_size=hidden,
         layers=layers,
@@ -127,12 +139,14 @@ def vision_from_args(
         image_size=side * patch,
         patch_size=patch,
         norm_epsilon=own.get("norm_epsilon", VISION_EPSILON),
+        norm_type="layer_norm" if "decoder.layers.0.input_layernorm.bias" in shapes else "rms_norm",
+        qkv_bias=f"{attention}linear_qkv.bias" in shapes,
+        qk_norm=qk_norm,
     )
 
 
-def _vision_heads(args: Mapping[str, Any], hidden: int, width: int, tensor: int) -> int:
-    """Heads of ``hidden`` channels that take ``width`` with dummy heads for ``tensor`` ranks."""
-    sizes = (args.get("kv_channels"), VISION_HEAD_SIZE)
+def _vision_heads(sizes: Sequence[Any], hidden: int, width: int, tensor: int) -> int:
+    """Heads of one of ``sizes`` that take ``width`` with dummy heads for ``tensor`` ranks."""
     for size in sizes:
         if isinstance(size, int) and size > 0 and hidden % size == 0:
             heads = hidden // size
@@ -147,13 +161,16 @@ def _vision_heads(args: Mapping[str, Any], hidden: int, width: int, tensor: int)
 def sources_from_args(
     args: Mapping[str, Any], parts: Sequence[str], directory: Path, iteration: int
 ) -> tuple[Source, ...]:
-    """Where the halves came from: as an export of ours noted it, or the directory itself."""
+    """Where the halves came from: as an export of ours noted it, as the download did, or the
+    directory itself."""
     known = _own(args).get("sources")
     if known:
         try:
             return tuple(Source(**source) for source in known)
         except TypeError as error:
             raise UserError(f"{directory}: args.{OWN}.sources is altered ({error})") from error
+    if (directory / "source.json").is_file():
+        return tuple(read_source(directory, part) for part in parts)
     note = f"iteration {iteration}"
     return tuple(Source(part=part, repo=directory.name, revision=note) for part in parts)
 
@@ -186,7 +203,7 @@ def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
         "squared_relu": False,
         "add_bias_linear": False,
         "add_qkv_bias": decoder.qkv_bias,
-        "untie_embeddings_and_output_weights": True,
+        UNTIED: not decoder.tied_embeddings,
         "apply_query_key_layer_scaling": False,
         # The fine-tuning scripts' 0, which the checkpoint's value would override.
         "attention_dropout": 0.0,

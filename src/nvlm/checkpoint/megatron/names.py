@@ -22,6 +22,13 @@ LOCAL_NAMES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
+# Of tied embeddings: on a pipeline the last stage has its copy of the first one's matrix, which
+# Megatron-core calls like a head of its own (LanguageModule.setup_embeddings_and_output_layer).
+EMBEDDING, TABLE, TIED_HEAD = (
+    f"{LANGUAGE}.embedding",
+    "word_embeddings.weight",
+    "output_layer.weight",
+)
 HEAD = {
     "final_layernorm.weight": "decoder.final_layernorm.weight",
     "output_layer.weight": "output_layer.weight",
@@ -57,6 +64,19 @@ def megatron_name(architecture: Architecture, part: str, number: int, name: str)
     if half == LANGUAGE:
         return prefix + (f"embedding.{name}" if kind == "embedding" else HEAD[name])
     return prefix + name
+
+
+def repeats_embedding(architecture: Architecture, grid: Grid, stage: int) -> bool:
+    """Whether pipeline stage ``stage`` holds a copy of the first one's embedding as TIED_HEAD."""
+    decoder = architecture.language
+    return bool(decoder and decoder.tied_embeddings and 0 < stage == grid.pipeline - 1)
+
+
+def full_name(architecture: Architecture, part: str, number: int, name: str) -> str:
+    """The name in a combined file, also where the file holds one half alone."""
+    short = megatron_name(architecture, part, number, name)
+    half = part.partition(".")[0]
+    return short if architecture.vision and architecture.language else f"{half}.{short}"
 
 
 def extra_states(names: Iterable[str]) -> list[str]:

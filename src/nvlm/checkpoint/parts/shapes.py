@@ -39,7 +39,8 @@ def core_shapes(
     table = (padded // size, decoder.hidden_size)
     if kind == "embedding":
         return {"word_embeddings.weight": table}
-    return {"final_layernorm.weight": (decoder.hidden_size,), "output_layer.weight": table}
+    norm: Shapes = {"final_layernorm.weight": (decoder.hidden_size,)}
+    return norm if decoder.tied_embeddings else norm | {"output_layer.weight": table}
 
 
 def _meta(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from nvlm.checkpoint.format.sharding import join, merge, shard
 from nvlm.errors import UserError
 
 # Tensors of a layer that are only renamed: Hugging Face's name, Megatron-core's, split dimension.
-PLAIN: tuple[tuple[str, str, int | None], ...] = (
+Plain = tuple[tuple[str, str, int | None], ...]
+PLAIN: Plain = (
     ("norm1.weight", "input_layernorm.weight", None),
     ("norm2.weight", "pre_mlp_layernorm.weight", None),
     ("ls1", "ls1", None),
@@ -37,10 +38,17 @@ PLAIN: tuple[tuple[str, str, int | None], ...] = (
     ("mlp.fc2.weight", "mlp.linear_fc2.weight", 1),
     ("mlp.fc2.bias", "mlp.linear_fc2.bias", None),
 )
+# Of a tower with LayerNorm.
+NORM_BIASES: Plain = (
+    ("norm1.bias", "input_layernorm.bias", None),
+    ("norm2.bias", "pre_mlp_layernorm.bias", None),
+)
 # The same tensors, and the attention's, as transformers' InternVLVisionModel names them.
 TRANSFORMERS = {
     "norm1.weight": "layernorm_before.weight",
+    "norm1.bias": "layernorm_before.bias",
     "norm2.weight": "layernorm_after.weight",
+    "norm2.bias": "layernorm_after.bias",
     "ls1": "lambda_1",
     "ls2": "lambda_2",
     "attn.proj.weight": "attention.projection_layer.weight",
@@ -64,10 +72,14 @@ EMBEDDING = (
 def layer_shapes(architecture: VisionArchitecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a Hugging Face layer, relative to ``encoder.layers.N.``."""
     hidden, ffn = architecture.hidden_size, architecture.ffn_hidden_size
-    return {
-        "attn.qkv.weight": (3 * hidden, hidden),
-        "attn.q_norm.weight": (hidden,),
-        "attn.k_norm.weight": (hidden,),
+    shapes: dict[str, tuple[int, ...]] = {"attn.qkv.weight": (3 * hidden, hidden)}
+    if architecture.qkv_bias:
+        shapes["attn.qkv.bias"] = (3 * hidden,)
+    if architecture.qk_norm:
+        shapes |= {f"attn.{name}_norm.weight": (hidden,) for name in "qk"}
+    if architecture.norm_type == "layer_norm":
+        shapes |= {"norm1.bias": (hidden,), "norm2.bias": (hidden,)}
+    return shapes | {
         "attn.proj.weight": (hidden, hidden),
         "attn.proj.bias": (hidden,),
         "mlp.fc1.weight": (ffn, hidden),
@@ -98,7 +110,7 @@ def layer_to_core(
     """A whole Hugging Face layer to rank ``rank``'s shard under Megatron-core names.
 
     Rows of ``linear_qkv``, head by head: query, key, value; dummy heads last, all zeros, as are
-    their entries of the QK norms and their columns of ``linear_proj``.
+    their entries of its bias and the QK norms and their columns of ``linear_proj``.
     """
     return {
         name: join(pieces)
@@ -110,15 +122,17 @@ def layer_to_pieces(
     layer: Mapping[str, Tensor], architecture: VisionArchitecture, rank: int, size: int
 ) -> dict[str, list[Tensor]]:
     """What ``layer_to_core`` joins, along the first dimension: views, and zeros of dummy heads."""
-    hidden, heads, head = architecture.hidden_size, architecture.heads, architecture.head_size
+    heads, head = architecture.heads, architecture.head_size
     count = -(-heads // size)  # on every rank
     start, end = min(rank * count, heads), min((rank + 1) * count, heads)
     dummies = (count - (end - start)) * head  # channels
-    core = {new: [shard(layer[old], split, rank, size)] for old, new, split in PLAIN}
-    qkv = layer["attn.qkv.weight"].view(3, heads, head, hidden)
-    rows = [qkv[kind, index] for index in range(start, end) for kind in range(3)]
-    core["self_attention.linear_qkv.weight"] = [*rows, qkv.new_zeros(3 * dummies, hidden)]
-    for name in "qk":
+    core = {new: [shard(layer[old], split, rank, size)] for old, new, split in _plain(architecture)}
+    for kind in _qkv_kinds(architecture):
+        qkv = layer[f"attn.qkv.{kind}"].unflatten(0, (3, heads, head))
+        rows = [qkv[third, index] for index in range(start, end) for third in range(3)]
+        zeros = qkv.new_zeros(3 * dummies, *qkv.shape[3:])
+        core[f"self_attention.linear_qkv.{kind}"] = [*rows, zeros]
+    for name in _normed(architecture):
         norm = layer[f"attn.{name}_norm.weight"]
         own = norm[start * head : end * head]
         core[f"self_attention.{name}_layernorm.weight"] = [own, norm.new_zeros(dummies)]
@@ -139,12 +153,13 @@ def layer_to_hf(
     hidden, heads, head = architecture.hidden_size, architecture.heads, architecture.head_size
     layer = {
         old: merge([core[new] for core in shards], split, f"{VISION} {new}")
-        for old, new, split in PLAIN
+        for old, new, split in _plain(architecture)
     }
-    qkv = torch.cat([core["self_attention.linear_qkv.weight"] for core in shards])
-    by_head = qkv.view(-1, 3, head, hidden)[:heads]
-    layer["attn.qkv.weight"] = by_head.transpose(0, 1).reshape(-1, hidden)
-    for name in "qk":
+    for kind in _qkv_kinds(architecture):
+        qkv = torch.cat([core[f"self_attention.linear_qkv.{kind}"] for core in shards])
+        by_head = qkv.unflatten(0, (-1, 3, head))[:heads]
+        layer[f"attn.qkv.{kind}"] = by_head.transpose(0, 1).flatten(0, 2)
+    for name in _normed(architecture):
         norm = torch.cat([core[f"self_attention.{name}_layernorm.weight"] for core in shards])
         layer[f"attn.{name}_norm.weight"] = norm[:hidden]
     projection = torch.cat([core["self_attention.linear_proj.weight"] for core in shards], dim=1)
@@ -160,11 +175,13 @@ def add_dummy_heads(
     25 heads and 7 dummies of InternViT-6B: ``attn.qkv.weight`` (12288, 3200), queries, keys and
     values in thirds; QK norms (4096); ``attn.proj.weight`` (3200, 4096).
     """
-    hidden, extra = architecture.hidden_size, dummies * architecture.head_size
+    extra = dummies * architecture.head_size
     padded = dict(layer)
-    qkv = layer["attn.qkv.weight"].view(3, hidden, hidden)
-    padded["attn.qkv.weight"] = functional.pad(qkv, (0, 0, 0, extra)).view(-1, hidden)
-    for name in ("attn.q_norm.weight", "attn.k_norm.weight", "attn.proj.weight"):
+    for kind in _qkv_kinds(architecture):
+        thirds = layer[f"attn.qkv.{kind}"].unflatten(0, (3, -1))  # (3, C, ...)
+        below = (0, 0) * (thirds.ndim - 2) + (0, extra)
+        padded[f"attn.qkv.{kind}"] = functional.pad(thirds, below).flatten(0, 1)
+    for name in _last_by_head(architecture):
         padded[name] = functional.pad(layer[name], (0, extra))
     return padded
 
@@ -176,11 +193,12 @@ def drop_dummy_heads(
     if not dummies:
         return dict(layer)
     hidden = architecture.hidden_size
-    whole = dict(layer)
-    qkv = layer["attn.qkv.weight"].view(3, -1, hidden)
-    whole["attn.qkv.weight"] = qkv[:, :hidden].reshape(-1, hidden)
-    rest = [qkv[:, hidden:]]
-    for name in ("attn.q_norm.weight", "attn.k_norm.weight", "attn.proj.weight"):
+    whole, rest = dict(layer), []
+    for kind in _qkv_kinds(architecture):
+        thirds = layer[f"attn.qkv.{kind}"].unflatten(0, (3, -1))
+        whole[f"attn.qkv.{kind}"] = thirds[:, :hidden].flatten(0, 1)
+        rest.append(thirds[:, hidden:])
+    for name in _last_by_head(architecture):
         whole[name] = layer[name][..., :hidden]
         rest.append(layer[name][..., hidden:])
     if any(tensor.any() for tensor in rest):
@@ -223,7 +241,27 @@ def read_vision_tower(checkpoint: Path) -> dict[str, Tensor]:
 
 def to_transformers(layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A whole layer from OpenGVLab's names to transformers', which keeps q, k and v apart."""
-    native = {new: layer[old] for old, new in TRANSFORMERS.items()}
-    for name, tensor in zip("qkv", layer["attn.qkv.weight"].chunk(3), strict=True):
-        native[f"attention.{name}_proj.weight"] = tensor
+    native = {new: layer[old] for old, new in TRANSFORMERS.items() if old in layer}
+    for kind in ("weight", "bias"):
+        if f"attn.qkv.{kind}" in layer:
+            for name, tensor in zip("qkv", layer[f"attn.qkv.{kind}"].chunk(3), strict=True):
+                native[f"attention.{name}_proj.{kind}"] = tensor
     return native
+
+
+def _plain(architecture: VisionArchitecture) -> Plain:
+    return PLAIN + (NORM_BIASES if architecture.norm_type == "layer_norm" else ())
+
+
+def _qkv_kinds(architecture: VisionArchitecture) -> tuple[str, ...]:
+    return ("weight", "bias") if architecture.qkv_bias else ("weight",)
+
+
+def _normed(architecture: VisionArchitecture) -> str:
+    """Which of queries and keys have a norm."""
+    return "qk" if architecture.qk_norm else ""
+
+
+def _last_by_head(architecture: VisionArchitecture) -> list[str]:
+    """Tensors whose last dimension holds the channels of all heads."""
+    return [*(f"attn.{name}_norm.weight" for name in _normed(architecture)), "attn.proj.weight"]

@@ -19,7 +19,7 @@ from nvlm.checkpoint.format.layout import VISION, part_names, part_path
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest
 from nvlm.checkpoint.format.sharding import as_bits, same_bits
 from nvlm.checkpoint.huggingface.merged import whole_tensors
-from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS
+from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS, TABLES
 from nvlm.checkpoint.huggingface.weights import HuggingFaceWeights
 from nvlm.checkpoint.parts import vision
 
@@ -40,7 +40,7 @@ def compare(first: Path, second: Path) -> Iterator[Comparison]:
     UserError if one is damaged.
     """
     a, b = read_manifest(first), read_manifest(second)
-    described = _compare_values(_plain(a.architecture, a.dtype), _plain(b.architecture, b.dtype))
+    described = _compare_values(_plain(a), _plain(b))
     yield from described
     if any(comparison.difference for comparison in described):
         return
@@ -79,6 +79,9 @@ def compare_with_source(
         found = ours.read(f"{prefix}{group}.")
         if half == VISION and _in_layer(f"{group}.x"):
             found = _without_dummies(found, architecture.vision)
+        if f"{prefix}{group}.weight" in TABLES:
+            assert architecture.language is not None
+            found = {"weight": found["weight"][: architecture.language.vocabulary]}
         yield from _compare_tensors(found, expected, f"{prefix}{group}.")
 
 
@@ -138,10 +141,10 @@ def _compare_values(a: Mapping[str, object], b: Mapping[str, object]) -> list[Co
     ]
 
 
-def _plain(architecture: Architecture, dtype: str) -> dict[str, object]:
-    """The architecture's values by dotted name, and the dtype."""
-    values: dict[str, object] = {"dtype": dtype}
-    for half, content in asdict(architecture).items():
+def _plain(manifest: Manifest) -> dict[str, object]:
+    """The architecture's values by dotted name, the dtype, and the adapter."""
+    values: dict[str, object] = {"dtype": manifest.dtype, "adapter": manifest.adapter}
+    for half, content in asdict(manifest.architecture).items():
         values |= {f"{half}.{name}": value for name, value in (content or {}).items()}
     return values
 

@@ -28,11 +28,14 @@ def describe(manifest: Manifest) -> str:
             lines.append(f"{half:<15} {values}")
     for source in manifest.sources:
         lines.append(f"{source.part:<15} from {source.repo} at {source.revision}")
+    if manifest.adapter:
+        adapter = manifest.adapter
+        values = f"rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets)}"
+        lines.append(f"not folded in   {values}")
     sizes: Counter[str] = Counter()
     for name, entry in manifest.files.items():
-        sizes[name.partition("/")[2].partition(".")[0] if name[:2] == "tp" else "tokenizer"] += (
-            entry.bytes
-        )
+        place, _, rest = name.partition("/")  # tp03/..., tokenizer/... or adapter/...
+        sizes[rest.partition(".")[0] if name[:2] == "tp" else place] += entry.bytes
     lines += [f"{kind:<15} {size:,} bytes" for kind, size in sorted(sizes.items())]
     total = sum(sizes.values())
     lines.append(

@@ -1,7 +1,7 @@
 """Evaluation sets: official ones as they are, or small ones of held-out data in their formats.
 
-At the full scale the user puts each benchmark in place, and ``official`` links it. At the smoke
-scale four are composed of held-out pictures and scans (``packaged``), in the formats that
+At the full scale each benchmark is fetched, or put in place, and ``official`` links it. At the
+smoke scale four are composed of held-out pictures and scans (``packaged``), in the formats that
 Megatron's evaluation scripts read (examples/multimodal/evaluation):
 
 - captioning: ``captions.json``, COCO's ``{"images": [{id, file_name}], "annotations": [{id,
@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvlm.atomic import atomic_directory
-from nvlm.data.benchmarks.official import ImagesOf, link_official
+from nvlm.data.benchmarks.official import IMAGES, TRUTH, ImagesOf, link_official
 from nvlm.data.packaged import easy_vqa
 from nvlm.data.packaged.composed import choice_record, strip_record
+from nvlm.data.published.sources import directory_of, why_missing
 from nvlm.data.records import Choice, Question
 from nvlm.errors import UserError
 from nvlm.model.prompts import LETTERS
@@ -44,9 +45,15 @@ SOURCES = ("packaged", "official")
 class EvaluationParams:
     """One task of conf/data."""
 
-    source: str  # packaged: held-out data that packages bring along; official: a directory
-    requires: str  # path that the stage waits for; for "official" the directory itself
+    source: str  # packaged: held-out data that packages bring along; official: the publisher's
+    # Path that the stage waits for; for "official" the manifest of the fetched source with the
+    # ground truth (nvlm.data.published.sources), or the directory that a person has laid out.
+    requires: str
     limit: int | None  # questions to compose; null for an official set, which is taken whole
+    # Of an official set: patterns of the ground truth's files, which keep its splits apart.
+    truth: list[str] = field(default_factory=lambda: list(TRUTH))
+    images: str = ""  # manifest or directory, likewise, that has the pictures; "" = there too
+    pictures: str = IMAGES  # their folder there, or the pattern of Parquet files that hold them
     seed: int = 0  # of packaged sets
 
     def __post_init__(self) -> None:
@@ -59,11 +66,17 @@ class EvaluationParams:
 def prepare_evaluation(task: str, params: EvaluationParams, out: Path, images_of: ImagesOf) -> None:
     """Write the evaluation set of ``task`` to ``out``, or nothing if that fails.
 
-    ``images_of`` reads an official set, and says what is wrong with it.
+    ``images_of`` reads an official set, and says what is wrong with it. Raises UserError for one
+    that can't be had.
     """
+    official = params.source == "official"
+    if official and (reason := why_missing(params.requires, params.images)):
+        raise UserError(f"data.eval.{task}: {reason}")
     with atomic_directory(out) as partial:
-        if params.source == "official":
-            link_official(Path(params.requires), partial, images_of)
+        if official:
+            pictures = directory_of(params.images or params.requires) / params.pictures
+            source = directory_of(params.requires)
+            link_official(source, partial, images_of, params.truth, pictures)
         else:
             if task not in PACKAGED:
                 raise UserError(f"no packaged data for {task!r}, only for {', '.join(PACKAGED)}")

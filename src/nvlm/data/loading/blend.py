@@ -15,6 +15,7 @@ from nvlm.errors import UserError
 
 INDEX = Path(".nv-meta/index.uuid")  # of a prepared dataset; derived from its shards
 MISSING = "missing.json"  # {"reason": sentence}; written by nvlm.data.shards.prepare
+LEFT_OUT = "left_out.json"  # {GROUP/DATASET: [key of a sample]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,22 @@ def find_blend(root: Path, weights: dict[str, float]) -> Blend:
         weights={name: weight for name, weight in sorted(weights.items()) if name not in missing},
         missing=missing,
         missing_share=sum(weights[name] for name in missing) / sum(weights.values()),
+    )
+
+
+def left_out(root: Path) -> frozenset[str]:
+    """Samples, as DATASET/KEY, that are not to be read: src/find_overlap.py lists, beside ``root``,
+    those that show a picture of an evaluation set."""
+    path = root.parent / LEFT_OUT
+    if not path.is_file():
+        return frozenset()
+    listed: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    own = f"{root.name}/"
+    return frozenset(
+        f"{name.removeprefix(own)}/{key}"
+        for name, keys in listed.items()
+        if name.startswith(own)
+        for key in keys
     )
 
 

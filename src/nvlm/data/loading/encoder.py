@@ -79,10 +79,12 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         params: LoaderParams,
         tokenizer: PreTrainedTokenizerFast,
         architecture: Architecture,
+        excluded: frozenset[str] = frozenset(),
     ) -> None:
         assert architecture.vision is not None and architecture.language is not None
         self.params = params
         self.tokenizer = tokenizer
+        self.excluded = excluded  # DATASET/KEY
         self.vision = architecture.vision
         self.family = architecture.language.family
         self._left_out: list[Shortfall] = []  # since the last sample
@@ -90,6 +92,8 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     @stateless  # type: ignore[untyped-decorator]
     def encode_sample(self, sample: Sample) -> Row:
         """Render and tokenise the conversation, tile the images."""
+        if self.excluded and _key(sample) in self.excluded:
+            raise SkipSample
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
         rng = np.random.default_rng([self.params.seed, self.current_sample_index])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvlm.checkpoint.format.architecture import Architecture
-from nvlm.data.loading.blend import Blend, find_blend
+from nvlm.data.loading.blend import Blend, find_blend, left_out
 from nvlm.data.loading.params import LoaderParams
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def build_loader(
         # By default Energon logs what fails and goes on, with a sample less and a shifted stream.
         global_error_handler=reraise_exception,
     )
-    encoder = NVLMEncoder(params, tokenizer, architecture)
+    encoder = NVLMEncoder(params, tokenizer, architecture, excluded=left_out(root))
     datasets = _metadataset(blend).get_datasets(
         training=True,
         split_part="train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from nvlm.data.records import (
     Reading,
     Speaker,
 )
-from nvlm.model.prompts import LETTERS
+from nvlm.model.prompts import IMAGE, LETTERS
 
 # How publishers name the speakers of a conversation; a system's text goes before the first turn.
 _SPEAKERS: dict[str, Speaker] = {
@@ -27,17 +28,26 @@ _SPEAKERS: dict[str, Speaker] = {
     "gpt": "gpt",
     "assistant": "gpt",
 }
+_MARK_OF_MPLUG = "<|image|>"
 
 
 def build_content(
-    kind: str, row: Row, fields: dict[str, str], boxes: str, illegible: Sequence[str]
+    kind: str,
+    row: Row,
+    fields: dict[str, str],
+    *,
+    boxes: str = "xywh",
+    illegible: Sequence[str] = (),
+    turns: int = 0,
 ) -> Content:
     """The content of ``kind`` whose parts stand at ``fields`` of ``row``.
 
     caption: ``caption``. question: ``question``, ``answers`` (one or a list; equal ones add up to a
-    weight). choice: ``question``, ``choices``, ``correct`` (place, letter, or the option itself).
+    weight). choice: ``question``, ``choices``, ``correct`` (place, letter, or the option itself),
+    or in place of the last two the option that is ``right`` and a list of those that are ``wrong``.
     reading: ``text``, or ``words`` (a list) that make it, and their ``boxes``. dialogue: ``turns``
-    in LLaVA's, OpenAI's or Docmatix's form, or one turn of ``user`` and ``assistant``.
+    in LLaVA's, OpenAI's or Docmatix's form, or one turn of ``user`` and ``assistant``; of more than
+    ``turns`` questions so many are kept (0 = all), evenly chosen from the first on.
     Raises BadRecordError if a part is missing or makes no sense.
     """
     values = {name: value_of(row, spec) for name, spec in fields.items()}
@@ -50,7 +60,7 @@ def build_content(
             return _choice(values)
         if kind == "reading":
             return _reading(values, boxes, illegible)
-        return _dialogue(values)
+        return _dialogue(values, turns)
     except KeyError as error:
         raise BadRecordError(f"the layout has no field {error} for a {kind}") from error
 
@@ -67,6 +77,14 @@ def _question(values: dict[str, Any]) -> Question:
 
 
 def _choice(values: dict[str, Any]) -> Choice:
+    question = _text(values["question"])
+    if "right" in values:
+        choices = [_text(choice) for _, choice in items_of(values["wrong"])]
+        right = _text(values["right"])
+        # Anywhere among them, and in the same place whenever the dataset is prepared.
+        place = zlib.crc32("\n".join([question, right, *choices]).encode()) % (len(choices) + 1)
+        choices.insert(place, right)
+        return Choice(question=question, choices=choices, correct=place)
     choices = [_text(choice) for _, choice in items_of(values["choices"])]
     correct = values["correct"]
     if isinstance(correct, str):
@@ -76,7 +94,7 @@ def _choice(values: dict[str, Any]) -> Choice:
             correct = LETTERS.index(correct.upper())
     if not isinstance(correct, int):
         raise BadRecordError(f"{correct!r} is none of the options")
-    return Choice(question=_text(values["question"]), choices=choices, correct=correct)
+    return Choice(question=question, choices=choices, correct=correct)
 
 
 def _reading(values: dict[str, Any], boxes: str, illegible: Sequence[str]) -> Reading:
@@ -95,7 +113,7 @@ def _reading(values: dict[str, Any], boxes: str, illegible: Sequence[str]) -> Re
     )
 
 
-def _dialogue(values: dict[str, Any]) -> Dialogue:
+def _dialogue(values: dict[str, Any], most: int) -> Dialogue:
     if "turns" in values:
         said = [part for _, turn in items_of(values["turns"]) for part in _parts(turn)]
     else:
@@ -109,6 +127,10 @@ def _dialogue(values: dict[str, Any]) -> Dialogue:
         turns = turns[:-1]
     if turns:
         turns[0] = ("human", system + turns[0][1])
+    pairs = len(turns) // 2
+    if most and pairs > most:
+        places = [place * pairs // most for place in range(most)]
+        turns = [turn for place in places for turn in turns[2 * place : 2 * place + 2]]
     return Dialogue(turns=turns)
 
 
@@ -117,17 +139,20 @@ def _parts(turn: Any) -> list[tuple[str, str]]:
     if isinstance(turn, dict):
         for who, text in (("from", "value"), ("role", "content")):
             if who in turn and text in turn:
-                return [(str(turn[who]).lower(), _text(turn[text]))]
+                said = _text(turn[text]).replace(_MARK_OF_MPLUG, IMAGE)
+                return [(str(turn[who]).lower(), said)]
         if "user" in turn and "assistant" in turn:
             return [("user", _text(turn["user"])), ("assistant", _text(turn["assistant"]))]
     raise BadRecordError(f"no turn of a conversation: {str(turn)[:80]!r}")
 
 
 def _text(value: Any) -> str:
-    """A text, or a number as text: PlotQA's answers are either."""
+    """A text, or a number or truth value as text: PlotQA's and Super-CLEVR's answers are either."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
         return str(value)
     raise BadRecordError(f"{str(value)[:80]!r} is no text")
 

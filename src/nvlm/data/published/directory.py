@@ -50,7 +50,7 @@ def _record(located: Located, store: FileStore) -> Record | BadRecord:
             raise BadRecordError(f"'image' should be a path, not {named!r}")
         return Record(
             images=tuple(FileImage(store, name) for name in names),
-            content=build_content(kind, row, fields, "xywh", ()),
+            content=build_content(kind, row, fields),
             provenance=Provenance(source=", ".join(names) or ANNOTATIONS),
         )
     except BadRecordError as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nvlm.errors import UserError
 
 KINDS = ("caption", "question", "choice", "reading", "dialogue")
 NOT_EMPTY = "*"
+HERE = "."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +60,16 @@ class Layout:
     where: dict[str, str] = field(default_factory=dict)
     # Those that do not: path -> text file in the dataset's directory, a value a line.
     exclude: dict[str, str] = field(default_factory=dict)
-    images: list[str] = field(default_factory=lambda: ["."])  # folders or archives, in order
+    # Folders or archives, in order; "." = the directory itself, and the one of images.
+    images: list[str] = field(default_factory=lambda: [HERE])
     image: str = ""  # template of a name in images, or path of a name, of image bytes, or of a list
     page: str = ""  # path of a page's number, where the image is a PDF document
     key: str = ""  # path of a record's unique name: records that repeat one are left out
     boxes: str = "xywh"  # or xyxy, or points of a polygon
     relative_boxes: bool = False  # boxes are shares of the image's sides, not pixels
     illegible: list[str] = field(default_factory=list)  # words that stand for what none can read
+    every: int = 1  # one row in so many is taken, of a dataset that is too large
+    turns: int = 0  # questions kept of a conversation that has more, evenly chosen; 0 = all
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -73,14 +78,28 @@ class Layout:
             raise ValueError(f"boxes: {self.boxes!r} should be one of {', '.join(BOXES)}")
         if not self.image and self.kind != "dialogue":
             raise ValueError(f"image: a {self.kind} needs one")
+        if self.every < 1 or self.turns < 0:
+            raise ValueError("every: from 1; turns: from 0, which keeps all")
+        if self.turns and self.kind != "dialogue":
+            raise ValueError(f"turns: a {self.kind} has none")
 
 
-def read_layout(layout: Layout, directory: Path) -> Records:
-    """The records of ``directory`` in the order of its files; what is no record as BadRecord.
+def read_layout(
+    layout: Layout, directory: Path, images: Path | None = None, limit: int | None = None
+) -> Records:
+    """At most ``limit`` records of ``directory``, in the order of its files.
 
-    Raises UserError if there are no annotation files, or if one of them is broken as a whole.
+    What is no record is a BadRecord. Pictures lie there or in the directory ``images``. Raises
+    UserError if there are no annotation files, if one of them is broken as a whole, or if none of
+    the rows has the field that should hold the image.
     """
-    store = FileStore(tuple(directory / root for root in layout.images))
+    columns = _ImageColumns(layout)
+    yield from islice(_records(layout, directory, images or directory, columns), limit)
+    columns.check(directory)
+
+
+def _records(layout: Layout, directory: Path, images: Path, columns: _ImageColumns) -> Records:
+    store = FileStore(_roots(layout, directory, images))
     tables = {
         name: (
             JsonTable(directory / join.file, join.rows, join.key, partial(_all_match, join.where)),
@@ -91,10 +110,11 @@ def read_layout(layout: Layout, directory: Path) -> Records:
     excluded = {path: _lines(directory / file) for path, file in layout.exclude.items()}
     seen: set[str] = set()
     for path in annotation_files(layout, directory):
-        for located in read_rows(path, layout.rows):
+        for located in islice(read_rows(path, layout.rows), 0, None, layout.every):
             if isinstance(located, BadRecord):
                 yield located
                 continue
+            columns.see(located.row)
             try:
                 parts = [
                     part
@@ -106,6 +126,47 @@ def read_layout(layout: Layout, directory: Path) -> Records:
                 continue
             for part in parts:
                 yield _record(Located(located.place, part), layout, store, path.name, seen)
+
+
+def _roots(layout: Layout, directory: Path, images: Path) -> tuple[Path, ...]:
+    """Where pictures are looked for: each root in ``directory``, or else in ``images``."""
+    roots: list[Path] = []
+    for root in layout.images:
+        if root == HERE:
+            roots += [directory, images]
+        else:
+            there = directory / root
+            roots.append(there if there.exists() else images / root)
+    return tuple(dict.fromkeys(roots))
+
+
+class _ImageColumns:
+    """Whether the rows of conversations have the field that should hold their images.
+
+    A single one without it is a conversation about no image. All without it: the field has another
+    name, and what would be trained on is text about pictures that nobody sees.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        named = layout.kind == "dialogue" and layout.image and "{" not in layout.image
+        self._field = layout.image.partition(".")[0] if named else ""
+        self._found = not self._field
+        self._others: set[str] = set()
+
+    def see(self, row: Row) -> None:
+        """Take note of the fields of ``row``."""
+        if not self._found:
+            self._found = self._field in row
+            self._others |= row.keys()
+
+    def check(self, directory: Path) -> None:
+        """Raise UserError if none of the rows has the field."""
+        if not self._found and self._others:
+            fields = ", ".join(sorted(name for name in self._others if name[:1] != "_"))
+            raise UserError(
+                f"{directory}: no row has the field {self._field!r}, which the layout names as "
+                f"image: the rows have {fields}"
+            )
 
 
 def annotation_files(layout: Layout, directory: Path) -> list[Path]:
@@ -131,7 +192,14 @@ def _record(
             raise BadRecordError(f"a second record of the key {key!r}")
         record = Record(
             images=tuple(_images(row, layout, store)),
-            content=build_content(layout.kind, row, layout.fields, layout.boxes, layout.illegible),
+            content=build_content(
+                layout.kind,
+                row,
+                layout.fields,
+                boxes=layout.boxes,
+                illegible=layout.illegible,
+                turns=layout.turns,
+            ),
             provenance=Provenance(source=file, key=key),
             relative_boxes=layout.relative_boxes,
         )

@@ -1,8 +1,13 @@
 """How configuration names a value in an annotation: a path, or a text with paths in braces.
 
 A path is a chain of steps joined by dots: a name of a dictionary, a number or a slice (``0:8``) of
-a list, ``*`` for every item of a list or dictionary, ``@json`` for what a JSON text says, and
-``@stem`` and ``@suffix`` for a file's name without its extension, and for that extension::
+a list, ``*`` for every item of a list or dictionary, and what is made of a value:
+
+- ``@json``: what a JSON text says;
+- ``@stem``, ``@suffix``: a file's name without its extension, and that extension;
+- ``@split``: a text's words; ``@join``: a list's texts with commas between, as one text that was
+  taken for several fields;
+- ``@yes_no``: yes for 1 and true, no for 0 and false::
 
     answers.*.answer        {hint} {question}        train2014/{image_id:012d}.jpg
 """
@@ -11,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -71,12 +76,24 @@ def _walk(value: Any, steps: list[str], path: str) -> Any:
 
 
 def _step(value: Any, step: str) -> Any:
-    if step == "@json":
-        return json.loads(value)
-    if step in ("@stem", "@suffix"):
-        return getattr(PurePosixPath(value), step[1:])
+    if step in _MADE:
+        return _MADE[step](value)
     if isinstance(value, list):
         if found := _SLICE.fullmatch(step):
             return value[int(found[1] or 0) : int(found[2]) if found[2] else None]
         return value[int(step)]
     return value[step]
+
+
+def _yes_no(value: Any) -> str:
+    return ("no", "yes")[("0", "1", "False", "True").index(str(value)) % 2]
+
+
+_MADE: dict[str, Callable[[Any], Any]] = {
+    "@json": json.loads,
+    "@stem": lambda name: PurePosixPath(name).stem,
+    "@suffix": lambda name: PurePosixPath(name).suffix,
+    "@split": str.split,
+    "@join": ",".join,
+    "@yes_no": _yes_no,
+}

@@ -17,10 +17,13 @@ class DatasetParams:
     """One dataset of conf/data."""
 
     source: str  # one of the two above, or a name of nvlm.data.packaged.composed.PACKAGED
-    requires: str  # path that the stage waits for; the directory itself where there is one
+    # Path that the stage waits for: the manifest of a fetched source (nvlm.data.published.sources),
+    # or the directory itself that a person has laid out.
+    requires: str
     samples: int | None  # at most so many records are read; null = all
     samples_per_shard: int
     max_skipped: float  # fail when a larger share of the records cannot be used, 0 to 1
+    images: str = ""  # likewise, where its pictures lie; "" = there too
     seed: int = 0  # of packaged sources; a directory is read in its own order
     layout: Layout | None = None
     task: str = ""  # list of prompts (nvlm.model.prompts) that the loader draws from

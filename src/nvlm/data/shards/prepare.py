@@ -24,10 +24,10 @@ from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
-from nvlm.atomic import publish_directory, temporary_path, write_text
+from nvlm.atomic import atomic_directory, publish_directory, temporary_path, write_text
 from nvlm.data.records import BadRecord, Content, Record
 from nvlm.data.shards.datasets import DatasetParams
-from nvlm.data.shards.streams import annotation_paths, records
+from nvlm.data.shards.streams import annotation_paths, reason_missing, records
 from nvlm.data.shards.tar import ShardReport, index_shards, report_json, shard_path, write_shard
 from nvlm.errors import UserError
 
@@ -35,6 +35,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 SKIPPED = "skipped.jsonl"  # the report, beside the shards
+MISSING = "missing.json"  # all that there is of a dataset that can't be had, with the reason
 PROGRESS = ".progress"  # what a killed preparation leaves beside its finished shards
 
 # Images that come with their annotations (Parquet, tar) pass through memory: a shard ends early
@@ -46,8 +47,15 @@ def prepare_dataset(params: DatasetParams, out: Path, metrics: Path) -> None:
     """Write shards, index and report of one dataset to ``out``, and its counts to ``metrics``.
 
     A record that cannot be used is left out and listed in ``skipped.jsonl``. Raises UserError, and
-    leaves nothing behind, if their share is above ``max_skipped`` or no sample is left.
+    leaves nothing behind, if their share is above ``max_skipped`` or no sample is left. Of a
+    dataset that can't be had, which the run goes on without, ``out`` holds ``missing.json`` alone.
     """
+    if reason := reason_missing(params):
+        with atomic_directory(out) as directory:
+            write_text(directory / MISSING, json.dumps({"reason": reason}, indent=2) + "\n")
+        _write_counts(metrics, {"samples": 0, "shards": 0, "skipped": 0})
+        print(reason, file=sys.stderr)
+        return
     partial = temporary_path(out)
     _resume_or_clear(partial, _inputs_digest(params))
     try:
@@ -65,9 +73,13 @@ def prepare_dataset(params: DatasetParams, out: Path, metrics: Path) -> None:
     except (OSError, BrokenProcessPool) as error:  # the latter: a worker was killed
         raise UserError(f"{out} cannot be written: {error}; run it again to go on") from error
     publish_directory(partial, out)
-    write_text(metrics, json.dumps(counts, indent=2) + "\n")
+    _write_counts(metrics, counts)
     if skipped:
         print(f"{len(skipped)} records left out, see {out / SKIPPED}", file=sys.stderr)
+
+
+def _write_counts(metrics: Path, counts: dict[str, int]) -> None:
+    write_text(metrics, json.dumps(counts, indent=2) + "\n")
 
 
 def _check(reports: list[ShardReport], params: DatasetParams) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nvlm.errors import UserError
-from nvlm.evaluate.params import AskParams
+from nvlm.evaluate.params import AskParams, GenerateParams
 from nvlm.evaluate.question import Question
 from nvlm.model.prompts import IMAGE, LETTERS, Conversation, Turn
 
@@ -59,6 +59,11 @@ def images(question: Question, ask: AskParams) -> Sequence[Path]:
             "prepare the task again"
         )
     return [question.images[number - 1] for number in named]
+
+
+def max_tiles_each(params: GenerateParams, shown: int) -> int:
+    """Tiles of each of ``shown`` images: they share those of one, as in the recipe."""
+    return max(1, params.max_tiles // shown)
 
 
 def _shown(question: Question, ask: AskParams) -> Sequence[str]:

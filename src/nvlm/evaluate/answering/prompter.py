@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import EncodedSample
 from nvlm.errors import UserError
-from nvlm.evaluate.answering.ask import BLANK, conversation, images
+from nvlm.evaluate.answering.ask import BLANK, conversation, images, max_tiles_each
 from nvlm.evaluate.params import AskParams, GenerateParams
 from nvlm.evaluate.question import Question
 from nvlm.model.tiling import Tiling, tile_grid, tile_image
@@ -53,7 +53,7 @@ class Prompter:
     def grids(self, question: Question) -> tuple[tuple[int, int], ...]:
         """Columns and rows of tiles of each image, without decoding them."""
         shown = images(question, self.ask)
-        most = self._tiling(len(shown)).max_tiles
+        most = max_tiles_each(self.params, len(shown))
         sizes = [self._size(path) for path in shown]
         return tuple(tile_grid(*size, self.vision.image_size, most) for size in sizes)
 
@@ -102,8 +102,7 @@ class Prompter:
                 raise UserError(f"{path} can't be decoded: {error}") from error
 
     def _tiling(self, shown: int) -> Tiling:
-        """Several images share the tiles of one, as in the recipe."""
-        most = max(1, self.params.max_tiles // shown)
+        most = max_tiles_each(self.params, shown)
         return Tiling(max_tiles=most, thumbnail=self.params.thumbnail)
 
     def _encode(self, question: Question, tiles: Sequence[int]) -> EncodedConversation:

@@ -1,10 +1,14 @@
 """Answers of a server with OpenAI's interface, such as vLLM serving an export of the checkpoint.
 
 At most ``concurrency`` requests are under way; each is tried again, later and later, when the
-server can't be reached, is busy (429) or fails (5xx). An image goes as the bytes of its file, so
-that the server tiles what a local model would; the system turn and the image's place in the text
-are those of the local prompt, and the server adds the chat format. Greedy, or sampled with a seed
-made of ours and the question's id.
+server can't be reached, is busy (429) or fails (5xx). An image goes as the bytes of its file, or
+as the RGB picture that the prompter makes of it, so that the server tiles what a local model would;
+the system turn and the image's place in the text are those of the local prompt, and the server adds
+the chat format. Greedy, or sampled with a seed made of ours and the question's id.
+
+What differs from the prompter, which resizes before it converts to RGB: the edges of what is
+transparent, and palette and 1-bit pictures, which it resizes by nearest neighbour. vLLM has to be
+started with ``--interleave-mm-strings`` for tasks that show several images.
 
 The key that a server may want is read from the variable OPENAI_API_KEY and never written anywhere.
 """
@@ -26,13 +30,16 @@ from tqdm import tqdm
 
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.answers import Answer
-from nvlm.evaluate.answering.ask import BLANK, conversation, images, prompt
-from nvlm.evaluate.params import AskParams, RunParams, SamplingParams
+from nvlm.evaluate.answering.ask import BLANK, conversation, images, max_tiles_each, prompt
+from nvlm.evaluate.params import AskParams, GenerateParams, RunParams
 from nvlm.evaluate.question import Question
 from nvlm.model.prompts import IMAGE
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before another try; doubled each time
 BUSY = 429
+EXPORTED_TILES = 6  # max_dynamic_patch of every export's config.json
+# Of these a server makes the RGB picture that the prompter makes.
+SENT_AS_THEY_ARE = {"RGB", "L"}
 SERVER_ERRORS = range(500, 600)
 
 
@@ -44,7 +51,7 @@ def ask_server(
     url: str,
     questions: Sequence[Question],
     ask: AskParams,
-    sampling: SamplingParams | None,
+    params: GenerateParams,
     run: RunParams,
     *,
     write: Callable[[Sequence[Answer]], None],
@@ -54,7 +61,7 @@ def ask_server(
 
     Raises UserError if the server refuses a request, or still fails after ``run.retries``.
     """
-    client = _Client(url.rstrip("/"), ask, sampling, run, blank=blank)
+    client = _Client(url.rstrip("/"), ask, params, run, blank=blank)
     asyncio.run(client.ask_all(questions, write))
 
 
@@ -65,12 +72,12 @@ class _Client:
         self,
         url: str,
         ask: AskParams,
-        sampling: SamplingParams | None,
+        params: GenerateParams,
         run: RunParams,
         *,
         blank: bool,
     ) -> None:
-        self._url, self._ask, self._sampling, self._run = url, ask, sampling, run
+        self._url, self._ask, self._params, self._run = url, ask, params, run
         self._blank = blank
 
     async def ask_all(
@@ -119,24 +126,33 @@ class _Client:
         return str(content or "").encode(errors="replace").decode().strip()
 
     def _body(self, model: str, question: Question) -> dict[str, Any]:
-        paths = iter(images(question, self._ask))
-        messages = [
+        shown = images(question, self._ask)
+        paths = iter(shown)
+        messages: list[dict[str, Any]] = [
             {
                 "role": turn.role,
                 "content": list(self._parts(turn.text, paths)) if IMAGE in turn.text else turn.text,
             }
             for turn in conversation(question, self._ask)
         ]
+        if not self._ask.system:
+            # An export's chat template writes the trained system turn where there is none at all.
+            messages.insert(0, {"role": "system", "content": ""})
         body = {"model": model, "messages": messages, "max_tokens": self._ask.max_new_tokens}
-        if self._sampling is None:
+        body |= {"repetition_penalty": 1}  # repos of decoders suggest others to vLLM
+        tiles = max_tiles_each(self._params, len(shown))
+        if tiles != EXPORTED_TILES:
+            body |= {"mm_processor_kwargs": {"max_dynamic_patch": tiles}}
+        sampling = self._params.sampling
+        if sampling is None:
             return body | {"temperature": 0}
         # Imported here: sampling of our own needs PyTorch, and a greedy client doesn't.
         from nvlm.evaluate.answering.sampling import question_seed
 
         return body | {
-            "temperature": self._sampling.temperature,
-            "top_p": self._sampling.top_p,
-            "seed": question_seed(self._sampling, question.id),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": question_seed(sampling, question.id),
         }
 
     def _parts(self, text: str, paths: Iterator[Path]) -> Iterator[dict[str, Any]]:
@@ -149,14 +165,22 @@ class _Client:
 
     def _data_url(self, path: Path) -> str:
         data, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png"
-        if self._blank:
+        try:
             with Image.open(io.BytesIO(data)) as image:
-                upright = ImageOps.exif_transpose(image)
-                grey = Image.new("RGB", upright.size, (BLANK,) * 3)
-            png = io.BytesIO()
-            grey.save(png, "PNG")
-            data, kind = png.getvalue(), "image/png"
+                if self._blank or image.mode not in SENT_AS_THEY_ARE:
+                    data, kind = self._png(ImageOps.exif_transpose(image)), "image/png"
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{path} can't be decoded: {error}") from error
         return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+    def _png(self, upright: Image.Image) -> bytes:
+        """What the prompter makes of a picture: RGB, whatever was transparent."""
+        shown = upright.convert("RGB")
+        if self._blank:
+            shown = Image.new("RGB", upright.size, (BLANK,) * 3)
+        png = io.BytesIO()
+        shown.save(png, "PNG", compress_level=1)
+        return png.getvalue()
 
     async def _request(
         self, session: aiohttp.ClientSession, method: str, path: str, body: Any

@@ -6,8 +6,8 @@ A file is a JSON list, ``{"data": [...]}``, or JSON lines. ``fields`` gives the 
 - ``answers``: one or a list, texts or numbers; every question must have one;
 - ``id``: left out where the publisher has none, and the place in the file counts, as in the recipe;
 - ``category``: what is scored apart; optional, as is the field of a single record;
-- ``choices`` and ``correct``: the options and the index of the right one; a record without
-  choices is an open question;
+- ``choices`` and ``correct``: the options and the right one, as its letter, its index (a number or
+  its digits) or its text, whichever the record has; a record without choices is an open question;
 - ``dataset``: see ``Question``.
 
 Several files are read as one benchmark in parts (ChartQA's human and augmented questions): the
@@ -82,11 +82,27 @@ def _references(
     if not choices:
         return files.answers(files.field(record, fields["answers"], where), where)
     correct = files.field(record, fields.get("correct", "correct"), where)
-    if isinstance(correct, bool) or not isinstance(correct, int):
-        raise UserError(f"{where}: the index of the right choice is {correct!r}, not a number")
-    if not 0 <= correct < len(choices) <= len(LETTERS):
-        raise UserError(f"{where}: choice {correct} is right and there are {len(choices)}")
-    return (LETTERS[correct],)
+    place = _place(correct, choices)
+    if place is None:
+        raise UserError(
+            f"{where}: the right choice is {correct!r}, which is neither an option's text nor the "
+            f"letter or the index of one of {len(choices)}"
+        )
+    return (LETTERS[place],)
+
+
+def _place(correct: Any, choices: tuple[str, ...]) -> int | None:
+    """The place of the right one of ``choices``; digits are an index, even where options are."""
+    place: int | None = None
+    if isinstance(correct, str) and correct.isdecimal():
+        place = int(correct)
+    elif isinstance(correct, str) and correct in choices:
+        place = choices.index(correct)
+    elif isinstance(correct, str) and correct in tuple(LETTERS):
+        place = LETTERS.index(correct)
+    elif isinstance(correct, int) and not isinstance(correct, bool):
+        place = correct
+    return place if place is not None and 0 <= place < len(choices) <= len(LETTERS) else None
 
 
 def _optional(record: Mapping[str, Any], key: str | None) -> str:

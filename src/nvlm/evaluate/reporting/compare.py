@@ -1,9 +1,9 @@
 """Two runs on the same questions, answer by answer: is one better, or was it luck?
 
 The difference of two scores hides that both runs answered the same questions. Paired, most of the
-questions' own difficulty cancels: an interval of the mean difference comes from drawing questions
-anew (the paired bootstrap), and where every answer is right or wrong McNemar's exact test
-says how likely so uneven a split of the differing answers is by chance (McNemar 1947).
+questions' own difficulty cancels: an interval of the mean difference comes from drawing pictures
+anew, each with all of its questions (the paired, clustered bootstrap). ``p`` asks how likely a
+difference as large is if either run might as well have been the other one on each picture.
 """
 
 from __future__ import annotations
@@ -12,13 +12,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nvlm.errors import UserError
 from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.question import Question
-from nvlm.evaluate.reporting.bootstrap import mean_interval
+from nvlm.evaluate.reporting.bootstrap import (
+    NUMBERS_AT_ONCE,
+    SEED,
+    mean_interval,
+    sums_by_cluster,
+)
+from nvlm.evaluate.reporting.clusters import picture_clusters
+from nvlm.evaluate.reporting.table import aligned
 from nvlm.evaluate.verdict import Metric
 
-HEADINGS = ("task", "samples", "A", "B", "B - A", "95 % interval", "B wins", "A wins", "ties", "p")
+HEADINGS = (
+    *("task", "samples", "clusters", "A", "B", "B - A", "95 % interval"),
+    *("B wins", "A wins", "ties", "p"),
+)
+FLIPS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +41,13 @@ class Comparison:
 
     task: str
     samples: int
+    clusters: int  # pictures that the questions are of
     scores: tuple[float, float]  # of A, of B
     difference: float  # B - A
     interval: tuple[float, float]  # of the difference, 95 %
     wins: int  # questions on which B scores more
     losses: int
-    mcnemar: float | None  # two-sided p, where all scores are 0 or 1
+    p: float  # two-sided, of the difference (sign_flip)
 
 
 def compare(
@@ -50,18 +65,37 @@ def compare(
     differences = [b - a for a, b in zip(*scores, strict=True)]
     wins = sum(difference > 0 for difference in differences)
     losses = sum(difference < 0 for difference in differences)
-    binary = {score for of_run in scores for score in of_run} <= {0.0, 1.0}
-    count = len(questions)
+    count, clusters = len(questions), picture_clusters(questions)
     return Comparison(
         task=task,
         samples=count,
+        clusters=int(clusters.max()) + 1,
         scores=(sum(scores[0]) / count, sum(scores[1]) / count),
         difference=sum(differences) / count,
-        interval=mean_interval(differences),
+        interval=mean_interval(differences, clusters),
         wins=wins,
         losses=losses,
-        mcnemar=mcnemar(wins, losses) if binary else None,
+        p=sign_flip(sums_by_cluster(differences, clusters)),
     )
+
+
+def sign_flip(sums: NDArray[np.float64]) -> float:
+    """Two-sided p of the pictures' summed differences, each of which might have the other sign.
+
+    Where all that differ do so by as much (one question a picture, right or wrong) this is
+    McNemar's exact test (McNemar 1947); else it is estimated from ``FLIPS`` draws of the signs.
+    """
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    if len(sizes) < 2:
+        return mcnemar(int((sums > 0).sum()), int((sums < 0).sum()))
+    rng = np.random.default_rng(SEED)
+    rows = max(1, NUMBERS_AT_ONCE // len(sizes))
+    as_large = 1  # the signs as they are count as a draw, so that p is never 0
+    for start in range(0, FLIPS, rows):
+        kept = rng.binomial(counts, 0.5, size=(min(rows, FLIPS - start), len(sizes)))
+        flipped = np.abs((2 * kept - counts) @ sizes)
+        as_large += int((flipped >= abs(sums.sum()) - 1e-6).sum())
+    return as_large / (1 + FLIPS)
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -81,15 +115,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """One line a task. Raises UserError if nothing was compared."""
     if not comparisons:
         raise UserError("the two runs have no task in common: name two directories of answers")
-    rows = [HEADINGS, *map(_cells, comparisons)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned([HEADINGS, *map(_cells, comparisons)], left=1)
 
 
 def _cells(comparison: Comparison) -> tuple[str, ...]:
@@ -97,11 +123,12 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
     return (
         comparison.task,
         str(comparison.samples),
+        str(comparison.clusters),
         *(f"{score:.4f}" for score in comparison.scores),
         f"{comparison.difference:+.4f}",
         f"{low:+.4f} to {high:+.4f}",
         str(comparison.wins),
         str(comparison.losses),
         str(comparison.samples - comparison.wins - comparison.losses),
-        "-" if comparison.mcnemar is None else f"{comparison.mcnemar:.2g}",
+        f"{comparison.p:.2g}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
 from nvlm.evaluate.reporting.freshness import Freshness
 
-FINAL, BEFORE = "sft", "pretrained"  # directories of a branch
+FINAL, BEFORE, RELEASED = "sft", "pretrained", "released"  # directories of a branch
 OLDER = "*"  # marks a score of another state than that of the newest checkpoint
 HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable")
 
@@ -38,17 +39,22 @@ def score_table(scores: Path, lock: Path) -> str:
         ]
         counts = (final["samples"], final["unparsable"])
         rows.append((branch, task, _score(final["majority"]), *shown, *map(str, counts)))
+    table = aligned(rows, left=2)
+    if any(OLDER in cell for row in rows for cell in row):
+        table += f"\n{OLDER} of an older checkpoint, or of older answers: dvc repro scores it anew"
+    return table
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """``rows`` as lines of equally wide columns, the first ``left`` of which begin at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = "\n".join(
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )
-    if any(OLDER in cell for row in rows for cell in row):
-        table += f"\n{OLDER} of an older checkpoint, or of older answers: dvc repro scores it anew"
-    return table
 
 
 def _score(value: Any) -> str:

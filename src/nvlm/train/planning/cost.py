@@ -8,9 +8,11 @@ a run back, and put in what your own cards reach.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.model.flops import (
     attention_flops,
     decoder_flops,
@@ -61,6 +63,7 @@ CARDS = {
     "h100": Card(memory_gib=80, flops=989e12, bandwidth=3.35e12),
     "h200": Card(memory_gib=141, flops=989e12, bandwidth=4.8e12),
     "b200": Card(memory_gib=180, flops=2250e12, bandwidth=7.7e12),
+    "rtx4090": Card(memory_gib=24, flops=165e12, bandwidth=1.008e12),
 }
 
 
@@ -139,7 +142,7 @@ def step_time(
     shown = int(rates.tiles * tiles * rows)
     counted = step_flops(
         architecture,
-        trainable=params.trainable,
+        trainable=params.trained,
         lengths=[length] * rows,
         tiles=shown,
         answers=int(rates.answers * rows * length),
@@ -181,7 +184,7 @@ def _layer(params: TrainParams, language: LanguageArchitecture, card: Card, rate
     exchanged = 4 * BF16 * language.hidden_size * tokens * (tensor - 1) / tensor / wire
     return _Layer(
         forward=dense + seen,
-        backward=(2 if "language_model" in params.trainable else 1) * dense + 2 * seen,
+        backward=(2 if "language_model" in params.trained else 1) * dense + 2 * seen,
         elementwise=_elementwise(language, params, tokens) / (card.bandwidth * rates.memory),
         exchanged=exchanged,
     )
@@ -201,9 +204,15 @@ def _ends(
 
 
 def evaluation_hours(
-    architecture: Architecture, card: Card, rates: Rates, *, tensor: int, batch: int
+    architecture: Architecture,
+    card: Card,
+    rates: Rates,
+    *,
+    tensor: int,
+    batch: int,
+    tasks: Iterable[str] = tuple(QUESTIONS),
 ) -> float:
-    """Hours of one checkpoint on all benchmarks, on ``tensor`` cards, by the engine itself.
+    """Hours of one checkpoint on the benchmarks ``tasks``, on ``tensor`` cards, by our own engine.
 
     A token of a batch costs the reading of the weights, or their dispatch, whichever is slower.
     """
@@ -214,7 +223,7 @@ def evaluation_hours(
     reading = flops / tensor / (card.flops * rates.products)
     weights = BF16 * decoder_flops(language, 1) / 2 / tensor / (card.bandwidth * rates.memory)
     token = max(weights, language.layers * rates.dispatch)
-    questions = sum(QUESTIONS.values())
+    questions = sum(QUESTIONS[task] for task in tasks)
     return questions * (reading + rates.answer_tokens * token / batch) / 3600
 
 
@@ -234,7 +243,7 @@ def _data_parallel(
 ) -> float:
     """Seconds that gathering parameters and reducing gradients add."""
     grid = params.grid
-    if grid.shard == 1 or "language_model" not in params.trainable:
+    if grid.shard == 1 or "language_model" not in params.trained:
         return 0.0
     held = decoder_flops(language, 1) / 2 / language.layers * layers / grid.tensor
     stays = params.keep_gathered or grid.pipeline > 1
@@ -248,5 +257,9 @@ def _trained(params: TrainParams, architecture: Architecture) -> float:
     assert architecture.language and architecture.vision
     language = architecture.language
     projector = projector_flops(architecture, 1) / 2
-    decoder = decoder_flops(language, 1) / 2 + 2 * language.vocabulary * language.hidden_size
+    if params.lora is not None:
+        shapes = adapter_shapes(language, params.lora.adapter).values()
+        decoder = float(language.layers * sum(rows * columns for rows, columns in shapes))
+    else:
+        decoder = decoder_flops(language, 1) / 2 + 2 * language.vocabulary * language.hidden_size
     return projector + (decoder if "language_model" in params.trainable else 0)

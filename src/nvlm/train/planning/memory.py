@@ -15,6 +15,7 @@ channels of all keys; t tensor-parallel ranks; S tokens a row; P pipeline stages
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from nvlm.checkpoint.format.architecture import (
     Architecture,
     LanguageArchitecture,
 )
+from nvlm.checkpoint.parts.adapter import DOWN, adapter_shapes, adapter_split
 from nvlm.model.nvlm import NVLM
 from nvlm.train.params import TrainParams
 
@@ -94,12 +96,17 @@ def unit_sizes(model: NVLM) -> list[int]:
     """Numbers in each unit that FSDP2 gathers at once, of this tensor-parallel rank: ``model``
     before it is sharded over data ranks."""
     decoder = model.language_model
-    modules = [model.vision_projection, decoder.model.embed_tokens, decoder.lm_head]
+    ends = [decoder.model.embed_tokens, decoder.lm_head]
+    if None not in ends and ends[0].weight is ends[1].weight:
+        ends.pop()  # tied: one matrix
     sizes = []
-    for module in (*modules, *decoder.model.layers):
+    for module in (model.vision_projection, *ends, *decoder.model.layers):
         trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
         local = [p.to_local() if isinstance(p, DTensor) else p for p in trained]
         sizes.append(sum(tensor.numel() for tensor in local))
+    if model.adapter is not None:  # no layer is a unit: what they train is the root's
+        first = len(sizes) - len(decoder.model.layers)
+        sizes = [*sizes[:first], sum(sizes[first:])]
     return sorted((size for size in sizes if size), reverse=True)
 
 
@@ -168,15 +175,20 @@ def rank_memory(
     )
 
 
-def norm_activations(language: LanguageArchitecture, params: TrainParams) -> int:
+def norm_activations(
+    language: LanguageArchitecture, params: TrainParams, readers: Collection[str] = ()
+) -> int:
     """Bytes a token of an RMSNorm and of what reads it: 4 h + 4 + 2 w h.
 
     Its input in fp32, one inverse root, the normalised input, and the output; the last two are for
-    the weights' gradients, and are not kept where the decoder is frozen. Sequence parallelism
-    divides all but the output, which is gathered before it is read.
+    the weights' gradients, and are not kept where the decoder is frozen, but the output for an
+    adapter of ``readers``. Sequence parallelism divides all but the output, which is gathered
+    before it is read.
     """
     width, ranks = _width(params) * language.hidden_size, _sequence_ranks(params)
-    normalised, output = (width, width) if _trains_decoder(params) else (0, 0)
+    trained = _trains_decoder(params)
+    normalised = width if trained else 0
+    output = width if trained or _reads(params, readers) else 0
     return (FP32 * (language.hidden_size + 1) + normalised) // ranks + output
 
 
@@ -185,18 +197,35 @@ def layer_activations(language: LanguageArchitecture, params: TrainParams) -> in
 
     A token: both norms; queries and attention's output 2 w h / t, keys and values 2 w k / t (2 w h
     / t where they are repeated for their queries, which a mask asks for), logarithms 4 a / t; gate,
-    its SiLU, up and, where the decoder is trained, their product 4 w f / t; dropout 2 h.
+    its SiLU, up and, where its reader is trained or adapted, their product 4 w f / t; dropout 2
+    h; what an adapter keeps.
     """
     width, tensor = _width(params), params.grid.tensor
     hidden = language.hidden_size
     repeated = _masked(params) and language.query_groups > tensor
     keys = hidden if repeated else language.query_groups * language.head_size
     attention = 2 * width * (hidden + keys) // tensor
-    inner = (4 if _trains_decoder(params) else 3) * width * language.ffn_hidden_size // tensor
+    product_kept = _trains_decoder(params) or _reads(params, ["down_proj"])
+    inner = (4 if product_kept else 3) * width * language.ffn_hidden_size // tensor
     dropout = 2 * hidden if params.hidden_dropout else 0
-    norms = 2 * norm_activations(language, params)
+    norms = norm_activations(language, params, ["q_proj", "k_proj", "v_proj"])
+    norms += norm_activations(language, params, ["gate_proj", "up_proj"])
     token = norms + attention + FP32 * language.heads // tensor + inner + dropout
+    token += adapter_activations(language, params)
     return token * params.micro_batch * params.data.sequence_length
+
+
+def adapter_activations(language: LanguageArchitecture, params: TrainParams) -> int:
+    """Bytes a token of an adapter: w r between the two matrices of each target, and with dropout
+    (w + 1) of each of its inputs, which are kept as they were dropped, and the mask."""
+    if params.lora is None:
+        return 0
+    width, token = _width(params), 0
+    for name, (rows, columns) in adapter_shapes(language, params.lora.adapter).items():
+        if name.endswith(DOWN):
+            inputs = columns // params.grid.tensor if adapter_split(name) else columns
+            token += width * rows + ((width + 1) * inputs if params.lora.dropout else 0)
+    return token
 
 
 def projector_activations(architecture: Architecture, params: TrainParams, tiles: int) -> int:
@@ -260,4 +289,10 @@ def _masked(params: TrainParams) -> bool:
 
 
 def _trains_decoder(params: TrainParams) -> bool:
-    return "language_model" in params.trainable
+    return "language_model" in params.trained
+
+
+def _reads(params: TrainParams, targets: Collection[str]) -> bool:
+    """Whether an adapter reads what one of the layers ``targets`` reads, as it is."""
+    lora = params.lora
+    return lora is not None and not lora.dropout and not set(targets).isdisjoint(lora.targets)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,16 +17,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
+from nvlm.checkpoint.format.adapter import TARGETS, Adapter
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.checkpoint.format.layout import even_grid, padded_rows
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.errors import UserError
 from nvlm.model.language import Stage
+from nvlm.model.lora import add_adapter
 from nvlm.model.nvlm import NVLM
 from nvlm.parallel.data import apply_data_parallel
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
+from nvlm.train.lora import LoraParams
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.cost import Card, Rates, step_time
 from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
@@ -35,6 +40,9 @@ META = torch.device("meta")
 # Of a card, for what no formula has: fragments, the CUDA context, buffers of NCCL and cuBLAS.
 RESERVED = 0.1
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # within a node of 8; over nodes
+# What is planned beside a fine-tuning: an adapter of every layer, on cards of one node.
+ADAPTED = LoraParams(rank=16, alpha=32.0, dropout=0.0, targets=list(TARGETS))
+ADAPTED_GPUS = {"34b": 4, "72b": 8}
 LABELS = {
     "parameters": "parameters, fp32 shard",
     "frozen": "frozen modules",
@@ -167,11 +175,21 @@ def _shard(model: NVLM, params: TrainParams, mesh: Mesh) -> tuple[ModelState, li
     compute: torch.dtype = getattr(torch, params.dtype)
     apply_tensor_parallel(model, mesh.tensor)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.split(".")[0] in params.trainable)
+        parameter.requires_grad_(name.split(".")[0] in params.trained)
+    if params.lora is not None:
+        adapter = params.lora.adapter
+        add_adapter(model, mesh.tensor, adapter, partial(_unwritten, model, adapter))
     units = unit_sizes(model)
     if mesh.grid.data > 1 or compute != torch.float32:
         apply_data_parallel(model, mesh, compute, keep_gathered=params.keep_gathered)
     return model_state(model, compute), units
+
+
+def _unwritten(model: NVLM, adapter: Adapter, _layer: int) -> dict[str, torch.Tensor]:
+    """The matrices of a layer, without values."""
+    assert model.architecture.language
+    shapes = adapter_shapes(model.architecture.language, adapter)
+    return {name: torch.empty(shape, device=META) for name, shape in shapes.items()}
 
 
 @contextmanager
@@ -235,8 +253,8 @@ def describe_time(plan: Plan, architecture: Architecture, market: Market) -> str
         [
             f"a step, expected: {time.seconds:.2f} s ({told}); {time.model_flops:.3g} FLOPs, "
             f"{time.utilization(market.card, ranks):.0%} of the cards' peak",
-            f"the run, expected: {params.steps:,} steps in {hours:,.0f} hours, "
-            f"{hours * ranks:,.0f} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
+            f"the run, expected: {params.steps:,} steps in {rounded(hours)} hours, "
+            f"{rounded(hours * ranks)} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
             f"{market.price:g} $ a GPU-hour",
             f"snapshots: {snapshot:,.1f} GB each, {params.snapshots_kept + 1} of them at once: "
             f"{(params.snapshots_kept + 1) * snapshot:,.0f} GB of disk",
@@ -266,6 +284,11 @@ def describe_grids(plans: Sequence[Plan], architecture: Architecture, market: Ma
             f"{time.utilization(market.card, grid.processes):>7.0%} {hours:>9,.0f}  {verdict}"
         )
     return "\n".join(lines)
+
+
+def rounded(number: float) -> str:
+    """A number of hours, with a decimal where it is small."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _row(label: str, values: list[str]) -> str:

@@ -34,7 +34,7 @@ def measurements(
         grid.data
         * step_flops(
             trainer.model.architecture,
-            trainable=params.trainable,
+            trainable=params.trained,
             lengths=lengths,
             tiles=batch.tiles.shape[0],
             answers=answers,

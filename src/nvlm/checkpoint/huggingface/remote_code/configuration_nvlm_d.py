@@ -23,6 +23,9 @@ class InternVisionConfig(PretrainedConfig):
         image_size: int = 448,
         patch_size: int = 14,
         layer_norm_eps: float = 1e-6,
+        norm_type: str = "rms_norm",
+        qkv_bias: bool = False,
+        qk_normalization: bool = True,
         **kwargs: Any,
     ) -> None:
         self.hidden_size = hidden_size
@@ -33,10 +36,10 @@ class InternVisionConfig(PretrainedConfig):
         self.image_size = image_size
         self.patch_size = patch_size
         self.layer_norm_eps = layer_norm_eps
+        self.norm_type = norm_type  # or "layer_norm"
+        self.qkv_bias = qkv_bias
+        self.qk_normalization = qk_normalization
         # What InternViT is, in the words that other programs look for.
-        self.qk_normalization = True
-        self.qkv_bias = False
-        self.norm_type = "rms_norm"
         self.hidden_act = "gelu"
         self.initializer_factor = 0.1
         self.use_flash_attn = True

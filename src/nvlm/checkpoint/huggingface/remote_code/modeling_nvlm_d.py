@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_nvlm_d import InternVisionConfig, NVLM_D_Config, NVLM_D_Yi_Config
 
 IMAGE_TOKEN = "<|vision_pad|>"
-SYSTEM = "Answer the questions."
+SYSTEM = "Follow the user's instruction and answer questions."  # of every trained conversation
 
 
 class InternRMSNorm(nn.Module):
@@ -35,6 +35,12 @@ class InternRMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(variance + self.eps)).to(hidden.dtype)
 
 
+def norm(config: InternVisionConfig) -> nn.Module:
+    """A layer's norm: RMSNorm of the 6B, LayerNorm of the 300M."""
+    kind = nn.LayerNorm if config.norm_type == "layer_norm" else InternRMSNorm
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class InternAttention(nn.Module):
     """Attention over real heads and dummy ones, whose weights are zeros."""
 
@@ -44,9 +50,12 @@ class InternAttention(nn.Module):
         self.heads = config.num_attention_heads + config.num_dummy_heads
         self.head_size = hidden // config.num_attention_heads
         padded = self.heads * self.head_size
-        self.qkv = nn.Linear(hidden, 3 * padded, bias=False)
-        self.q_norm = InternRMSNorm(padded, 1e-6, hidden)
-        self.k_norm = InternRMSNorm(padded, 1e-6, hidden)
+        self.qkv = nn.Linear(hidden, 3 * padded, bias=config.qkv_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_normalization:
+            self.q_norm = InternRMSNorm(padded, 1e-6, hidden)
+            self.k_norm = InternRMSNorm(padded, 1e-6, hidden)
         self.proj = nn.Linear(padded, hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -80,8 +89,7 @@ class InternLayer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.attn, self.mlp = InternAttention(config), InternMLP(config)
-        self.norm1 = InternRMSNorm(hidden, config.layer_norm_eps)
-        self.norm2 = InternRMSNorm(hidden, config.layer_norm_eps)
+        self.norm1, self.norm2 = norm(config), norm(config)
         self.ls1, self.ls2 = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.ones(hidden))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -161,7 +169,10 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801
             nn.GELU(),
             nn.Linear(language.intermediate_size, language.hidden_size, bias=False),
         )
-        self.language_model = AutoModelForCausalLM.from_config(language)
+        # Or else the decoder would be of its stored dtype, whatever from_pretrained(dtype=) asks.
+        self.language_model = AutoModelForCausalLM.from_config(
+            language, dtype=torch.get_default_dtype()
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -231,7 +242,11 @@ class NVLM_D_Model(PreTrainedModel):  # noqa: N801
             question = question.replace("<image>", self._image_prompt(len(pixel_values)), 1)
         turns = (("system", SYSTEM), ("user", question))
         prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
-        inputs = tokenizer(f"{prompt}<|im_start|>assistant\n", return_tensors="pt")
+        if self.config.model_type == "NVLM_D_Yi":
+            prompt = (tokenizer.bos_token or "") + prompt
+        inputs = tokenizer(
+            f"{prompt}<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt"
+        )
         stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
         settings = {"max_new_tokens": 256, "do_sample": False, **generation}
         new = self.generate(
