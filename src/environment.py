@@ -12,6 +12,7 @@ from pathlib import Path
 from nvlm.atomic import write_text
 from nvlm.environment import EnvironmentParams, requirements
 from nvlm.errors import UserError, run_command
+from nvlm.evaluate.params import EvaluationParams
 from nvlm.launch.stage import LaunchParams
 from nvlm.params import load_params
 
@@ -20,12 +21,14 @@ def main() -> None:
     """Print the comparison; fail with everything that is lacking in one message.
 
     The output says only that the scale can run: it is the same on every machine that can, so that
-    moving to another one reruns nothing.
+    moving to another one reruns nothing. What the last stages will ask and score is read here too:
+    a misspelt prompt or metric is to fail before anything is trained.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     params = load_params("environment", EnvironmentParams)
+    load_params("eval", EvaluationParams)
     elsewhere = load_params("launch", LaunchParams).kind != "local"
     compared = list(requirements(params, elsewhere=elsewhere))
     print(f"{'':24}{'needed':>12}{'here':>16}")

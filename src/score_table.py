@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from nvlm.errors import run_command
+from nvlm.evaluate.reporting.freshness import LOCK
 from nvlm.evaluate.reporting.table import score_table
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--scores", type=Path, default=Path("reports/scores"), help="of BRANCH/MODEL/TASK.json"
     )
-    print(score_table(parser.parse_args().scores))
+    print(score_table(parser.parse_args().scores, LOCK))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nvlm.errors import UserError
-from nvlm.params import load_params, parse_params
+from nvlm.params import composed, load_params, parse_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +89,16 @@ def test_a_file_that_is_no_yaml_is_one_sentence(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as told:
         load_params("a", Inner, path)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_override_below_a_reference_names_the_key_to_override(prefix):
+    """Added with +, it would replace the whole layout without a word."""
+    with pytest.raises(UserError, match=r"coco\.layout is .*: override data\.layouts\.coco\.rows,"):
+        composed(["scale=full", f"{prefix}data.sft.coco.layout.rows=items"])
+    assert "rows: items" in composed(["scale=full", "data.layouts.coco.rows=items"])
+
+
+def test_an_unknown_override_is_named():
+    with pytest.raises(UserError, match=r"'data\.layouts\.coco\.rowz': see the groups and keys in"):
+        composed(["scale=full", "data.layouts.coco.rowz=items"])

@@ -37,17 +37,50 @@ def section_keys(key: str, path: Path = Path("params.yaml")) -> list[str]:
 
 def composed(overrides: Sequence[str], conf: Path = Path("conf")) -> str:
     """The text of params.yaml for ``overrides``. Raises UserError if one doesn't fit ``conf``."""
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     try:
-        with initialize_config_dir(str(conf.resolve()), version_base=None):
-            config = compose(config_name="config", overrides=list(overrides))
+        try:
+            # What is added below a reference would replace all that the reference stands for.
+            if any(override.startswith("+") for override in overrides):
+                _check_references(overrides, conf)
+            config = _compose(overrides, conf)
+        except HydraException:
+            _check_references(overrides, conf)
+            raise
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{reason}: see the groups and keys in {conf}/") from error
     return OmegaConf.to_yaml(config)
+
+
+def _compose(overrides: Sequence[str], conf: Path) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf.resolve()), version_base=None):
+        return compose(config_name="config", overrides=list(overrides))
+
+
+def _check_references(overrides: Sequence[str], conf: Path) -> None:
+    """Raise UserError if an override is of a key below a reference (``${data.layouts.coco}``).
+
+    It names the key that the value has where it is defined. Raises HydraException for a group that
+    is not there.
+    """
+    groups = [override for override in overrides if "." not in override.partition("=")[0]]
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        values: Any = OmegaConf.to_container(_compose(groups, conf), resolve=False)
+        path = key.split(".")
+        for place, name in enumerate(path):
+            if isinstance(values, str) and values.startswith("${"):
+                defined = ".".join([values[2:-1], *path[place:]])
+                raise UserError(
+                    f"{key}: {'.'.join(path[:place])} is {values}, and has no keys of its own: "
+                    f"override {defined}, which changes whatever refers to it"
+                )
+            values = values.get(name) if isinstance(values, dict) else None
 
 
 def _read(path: Path) -> DictConfig:

@@ -91,8 +91,14 @@ AFFECTED = [
         "data.eval.VQAv2.limit=10",
         {"prepare_eval@VQAv2"} | scored(*BRANCHES, tasks=["VQAv2"]),
     ),
-    ("eval.tasks.VQAv2.ask.max_new_tokens=3", scored(*BRANCHES, tasks=["VQAv2"])),
-    ("eval.tasks.MMMU.metric=vqa", scored(*BRANCHES, tasks=["MMMU"], verbs=["score"])),
+    (
+        "eval.tasks.VQAv2.ask.max_new_tokens=3",
+        {"environment"} | scored(*BRANCHES, tasks=["VQAv2"]),
+    ),
+    (
+        "eval.tasks.MMMU.metric=vqa",
+        {"environment"} | scored(*BRANCHES, tasks=["MMMU"], verbs=["score"]),
+    ),
     ("model.projector.seed=5", after_combining("34b") | after_combining("72b")),
     ("model.lm_72b.make_vocabulary_divisible_by=64", after_converting("lm_72b")),
     ("model.release=megatron", after_releasing()),

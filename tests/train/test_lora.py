@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
-from compose_params import composed
 from nvlm.checkpoint.format.adapter import TARGETS, adapter_path
 from nvlm.checkpoint.format.files import read_tensors
 from nvlm.checkpoint.format.manifest import read_manifest
@@ -24,7 +23,7 @@ from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import parallel_mesh
-from nvlm.params import parse_params
+from nvlm.params import composed, parse_params
 from nvlm.train.curves import Curves
 from nvlm.train.loop import train
 from nvlm.train.lora import LoraParams

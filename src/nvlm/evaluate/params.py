@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 IMAGES = ("first", "all")
+# Names are checked before anything runs, and what they stand for takes long to import: the
+# registries are ground_truth/readers.py and reporting/scoring.py.
+RECORDS = "records"  # the reader of lists of records, ground_truth/records.py
+READERS = (RECORDS, "coco", "folder", "karpathy", "mathvista", "mmmu", "textvqa", "vqav2")
+UNSCORED = "folder"  # the one reader whose questions have no answer, and need no metric
+METRICS = ("anls", "cider", "exact", "mathvista", "mmmu", "ocrbench", "relaxed", "vqa")
+FIELDS = ("question", "image", "answers")  # of records, each of which must be named
+OPTIONAL_FIELDS = ("id", "category", "choices", "correct", "dataset")
+PLACES = {
+    "prompt": ("question", "options"),
+    "open_prompt": ("question",),
+    "option": ("letter", "text"),
+}
+# A word in braces; LaTeX's \boxed{answer} is none.
+_PLACE = re.compile(r"(?<!\w)\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +30,19 @@ class GroundTruthParams:
     reader: str  # a name in ground_truth/readers.py
     # What the publisher calls each field; for the reader "records" (ground_truth/records.py).
     fields: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reader not in READERS:
+            raise ValueError(f"reader: one of {', '.join(READERS)}, not {self.reader!r}")
+        if self.reader != RECORDS:
+            if self.fields:
+                raise ValueError(f"fields: for the reader {RECORDS} alone, not {self.reader}")
+            return
+        if missing := [name for name in FIELDS if name not in self.fields]:
+            raise ValueError(f"fields: {', '.join(missing)} must be named")
+        if unknown := self.fields.keys() - {*FIELDS, *OPTIONAL_FIELDS}:
+            known = ", ".join((*FIELDS, *OPTIONAL_FIELDS))
+            raise ValueError(f"fields: {', '.join(sorted(unknown))} is none of {known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +60,13 @@ class AskParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: at least 1, not {self.max_new_tokens}")
+        for name, places in PLACES.items():
+            if unknown := set(_PLACE.findall(getattr(self, name))) - set(places):
+                known = " and ".join(f"{{{place}}}" for place in places)
+                raise ValueError(
+                    f"{name}: {{{min(unknown)}}} stands for nothing and would be asked as it is; "
+                    f"{known} are filled in"
+                )
         if "{options}" in self.prompt and not (
             "{letter}" in self.option or "{text}" in self.option
         ):
@@ -82,9 +118,13 @@ class TaskParams:
     """A benchmark."""
 
     ground_truth: GroundTruthParams
-    metric: str  # the rule: a name in scoring.py
+    metric: str  # the rule: a name in scoring.py; "" where nothing is scored
     ask: AskParams
     published: PublishedParams | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS and (self.metric or self.ground_truth.reader != UNSCORED):
+            raise ValueError(f"metric: one of {', '.join(METRICS)}, not {self.metric!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

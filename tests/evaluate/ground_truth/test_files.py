@@ -92,12 +92,8 @@ def test_a_faulty_file_is_named(tmp_path: Path, text: str, message: str):
         fixtures.read(tmp_path, "vqav2")
 
 
-def test_missing_or_ambiguous_files_and_unknown_formats_are_named(tmp_path: Path):
+def test_missing_or_ambiguous_files_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"dvc repro prepare_eval@gone"):
         fixtures.read(tmp_path / "gone", "vqav2")
     with pytest.raises(UserError, match=r"must hold one \*\.json, and there is: none"):
         fixtures.read(tmp_path, "vqav2")
-    with pytest.raises(
-        UserError, match=r"ground_truth.reader: one of records, coco, .*, not 'chartqa'"
-    ):
-        fixtures.read(tmp_path, "chartqa")

@@ -106,7 +106,7 @@ def params(ours: str, *names: str) -> EvaluationParams:
         PublishedRow(source="card", split="hidden", scores={"72b": 700}, setting="blind"),
     ]
     published = PublishedParams(split="all", rows=rows, ours=ours, scale=1000)
-    ground_truth = GroundTruthParams(reader="records")
+    ground_truth = GroundTruthParams(reader="coco")
     task = TaskParams(ground_truth=ground_truth, metric="ocrbench", ask=ASK, published=published)
     run = RunParams(
         batch_size=1, tile_chunk=1, concurrency=1, retries=0, timeout=1, answer_ahead=False
@@ -135,7 +135,7 @@ def test_the_page_has_our_scores_beside_the_published(
         (checkpoints / model).mkdir(parents=True)
         (checkpoints / model / MANIFEST).write_text("{}")
     asked = params("recipe", "VQAv2", "OCRBench")
-    page = results.results_page(metrics, checkpoints, asked, "full")
+    page = results.results_page(metrics, checkpoints, asked, "full", {"sft_72b": "1 of 9"})
     assert "## OCRBench" in page
     assert "VQAv2" not in page  # which was not scored
     rows = [line for line in page.splitlines() if line.startswith("| OCRBench")]
@@ -155,13 +155,14 @@ def test_the_page_has_our_scores_beside_the_published(
     assert "| 72b sft | x\\|y | 10 | 7 | 1 | 600.0 (500.0 to 700.0) | 200.0 |" in page
     assert "| 72b sft | blank images |  |  |  | 300.0 |  |" in page
     assert "Parser: `ocrbench`. OCRBench: a gold must stand in the answer" in page
-    small = results.results_page(metrics, checkpoints, asked, "smoke")
+    assert "\n**sft_72b**: 1 of 9.\n" in page
+    small = results.results_page(metrics, checkpoints, asked, "smoke", {})
     assert "| pass |" not in small  # another model's score is no verdict on this one
 
 
 def test_a_page_of_nothing_or_of_an_unknown_task_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="holds no scores"):
-        results.results_page(tmp_path, tmp_path, params("score", "OCRBench"), "smoke")
+        results.results_page(tmp_path, tmp_path, params("score", "OCRBench"), "smoke", {})
     metrics, checkpoints = scored(tmp_path)
     with pytest.raises(UserError, match="scores of OCRBench, which is no task"):
-        results.results_page(metrics, checkpoints, params("score"), "smoke")
+        results.results_page(metrics, checkpoints, params("score"), "smoke", {})

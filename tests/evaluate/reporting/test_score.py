@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from tests.evaluate import fixtures
 
@@ -169,9 +170,54 @@ def test_table_shows_majority_pretrained_and_final_scores(tmp_path: Path):
         fixtures.write_json(tmp_path / f"34b/{model}/VQAv2.json", counts | {"score": score})
     fixtures.write_json(tmp_path / "72b/sft/VQAv2.json", counts | {"score": 0.8})
     fixtures.write_json(tmp_path / "environment.json", {})
-    heading, first, second = score_table(tmp_path).split("\n")
+    heading, first, second = score_table(tmp_path, tmp_path / "dvc.lock").split("\n")
     assert heading.split() == [
         "branch", "task", "majority", "pretrained", "sft", "samples", "unparsable",
     ]  # fmt: skip
     assert first.split() == ["34b", "VQAv2", "0.400", "0.250", "0.750", "500", "3"]
     assert second.split() == ["72b", "VQAv2", "0.400", "-", "0.800", "500", "3"]
+
+
+STAGES = {  # outputs, and what was read for each
+    "sft_split": (["checkpoints/sft_split"], []),
+    "merge": (["checkpoints/sft"], ["checkpoints/sft_split"]),
+    "generate": (["answers"], ["checkpoints/sft", "data/eval", "stages/code/generate.txt"]),
+    "score": (["72b/sft/VQAv2.json"], ["answers", "stages/code/score.txt"]),
+    "score_other": (["72b/sft/MMMU.json"], ["answers"]),
+    "code": (["stages/code"], ["src"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("since", "older"),
+    [
+        ([], []),
+        (["merge"], ["MMMU", "VQAv2"]),  # the checkpoint is newer than the answers
+        (["sft_split"], ["MMMU", "VQAv2"]),  # what it was merged from is newer than it
+        (["merge", "generate"], ["MMMU", "VQAv2"]),  # answered, not scored
+        (["merge", "generate", "score"], ["MMMU"]),
+        (["code"], []),
+    ],
+)
+def test_a_score_of_an_older_checkpoint_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: list[str], older: list[str]
+):
+    """``since``: the stages that have run a second time, in this order, each to another result."""
+    monkeypatch.chdir(tmp_path)
+    digests = {out: f"{out} 1" for outs, _ in STAGES.values() for out in outs}
+    lock: dict[str, Any] = {}
+    for run, stages in ((1, STAGES), (2, since)):
+        for stage in stages:
+            outs, deps = STAGES[stage]
+            digests |= {out: f"{out} {run}" for out in outs}
+            lock[stage] = {
+                kind: [{"path": path, "md5": digests.get(path, path)} for path in paths]
+                for kind, paths in (("outs", outs), ("deps", deps))
+            }
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": lock}))
+    for task in ("VQAv2", "MMMU"):
+        report = {"majority": 0.4, "samples": 500, "unparsable": 3, "score": 0.75}
+        fixtures.write_json(Path(f"72b/sft/{task}.json"), report)
+    lines = score_table(Path(), Path("dvc.lock")).split("\n")
+    assert [line.split()[1] for line in lines if "0.750*" in line] == older
+    assert lines[-1].startswith("* of an older checkpoint") == bool(older)

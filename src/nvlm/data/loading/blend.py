@@ -14,7 +14,7 @@ from pathlib import Path
 from nvlm.errors import UserError
 
 INDEX = Path(".nv-meta/index.uuid")  # of a prepared dataset; derived from its shards
-MISSING = "missing.json"  # {"reason": sentence}
+MISSING = "missing.json"  # {"reason": sentence}; written by nvlm.data.shards.prepare
 LEFT_OUT = "left_out.json"  # {GROUP/DATASET: [key of a sample]}
 
 

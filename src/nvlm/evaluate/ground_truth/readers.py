@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth import coco, folder, karpathy, mathvista, mmmu, records, vqa
-from nvlm.evaluate.params import GroundTruthParams
+from nvlm.evaluate.params import RECORDS, GroundTruthParams
 from nvlm.evaluate.question import Question
 
 # Formats that a map of fields can't describe.
@@ -26,9 +26,6 @@ def read_questions(directory: Path, params: GroundTruthParams) -> list[Question]
     """The questions in ``directory``. Raises UserError, in a sentence, for whatever is amiss."""
     if not directory.is_dir():
         raise UserError(f"{directory} is missing: run dvc repro prepare_eval@{directory.name}")
-    if params.reader == records.NAME:
+    if params.reader == RECORDS:
         return records.read(directory, params.fields)
-    if params.reader not in READERS:
-        names = ", ".join((records.NAME, *READERS))
-        raise UserError(f"ground_truth.reader: one of {names}, not {params.reader!r}")
     return READERS[params.reader](directory)

@@ -25,18 +25,9 @@ from nvlm.evaluate.ground_truth import files
 from nvlm.evaluate.question import Question, QuestionId
 from nvlm.model.prompts import LETTERS
 
-NAME = "records"
-REQUIRED = ("question", "image", "answers")
-OPTIONAL = ("id", "category", "choices", "correct", "dataset")
-
 
 def read(directory: Path, fields: Mapping[str, str]) -> list[Question]:
-    """One question a record, in the files' order."""
-    if missing := [name for name in REQUIRED if name not in fields]:
-        raise UserError(f"ground_truth.fields: {', '.join(missing)} must be named")
-    if unknown := fields.keys() - {*REQUIRED, *OPTIONAL}:
-        known = ", ".join((*REQUIRED, *OPTIONAL))
-        raise UserError(f"ground_truth.fields: {', '.join(sorted(unknown))} is none of {known}")
+    """One question a record, in the files' order; ``fields`` as GroundTruthParams checks them."""
     paths = sorted([*directory.glob("*.json"), *directory.glob("*.jsonl")])
     if not paths:
         raise UserError(f"{directory} must hold a .json or .jsonl file of questions")

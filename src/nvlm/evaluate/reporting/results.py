@@ -63,8 +63,17 @@ class Scored:
         return _ends(by_rule(report, self.published.ours), self.published.scale)
 
 
-def results_page(scores: Path, checkpoints: Path, params: EvaluationParams, scale: str) -> str:
-    """The page. Raises UserError if nothing was scored, or a scored task isn't in ``params``."""
+def results_page(
+    scores: Path,
+    checkpoints: Path,
+    params: EvaluationParams,
+    scale: str,
+    missing: Mapping[str, str],
+) -> str:
+    """The page; ``missing`` says what training stages did without, by the stage's name.
+
+    Raises UserError if nothing was scored, or a scored task isn't in ``params``.
+    """
     scored = _scored(scores, params.tasks)
     lines = [
         "# Results",
@@ -86,6 +95,7 @@ def results_page(scores: Path, checkpoints: Path, params: EvaluationParams, scal
         "## Models",
         "",
         *_models(checkpoints, scored, params.generate),
+        *(f"\n**{stage}**: {sentence}." for stage, sentence in missing.items()),
     ]
     for each in scored:
         lines += ["", f"## {each.task}", "", *_task(each)]

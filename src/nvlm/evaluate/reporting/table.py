@@ -8,15 +8,18 @@ from typing import Any
 
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
+from nvlm.evaluate.reporting.freshness import Freshness
 
 FINAL, BEFORE, RELEASED = "sft", "pretrained", "released"  # directories of a branch
+OLDER = "*"  # marks a score of another state than that of the newest checkpoint
 HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable")
 
 
-def score_table(scores: Path) -> str:
+def score_table(scores: Path, lock: Path) -> str:
     """``majority`` is the best constant answer; a model that was not scored shows as "-".
 
-    Raises UserError if nothing was scored.
+    A score whose checkpoint or answers were made anew since, by DVC's ``lock``, is marked. Raises
+    UserError if nothing was scored.
     """
     scored = {
         (path.parent.parent.name, path.stem): path
@@ -24,15 +27,22 @@ def score_table(scores: Path) -> str:
     }
     if not scored:
         raise UserError(f"{scores} holds no scores: run dvc repro")
+    freshness = Freshness(lock)
     rows: list[tuple[str, ...]] = [HEADINGS]
     for (branch, task), path in scored.items():
         final = read_json(path)
         before_path = scores / branch / BEFORE / path.name
         before = read_json(before_path) if before_path.is_file() else {}
-        shown = (final["majority"], before.get("score"), final["score"])
+        shown = [
+            _score(report.get("score")) + (" " if freshness.is_fresh(source) else OLDER)
+            for report, source in ((before, before_path), (final, path))
+        ]
         counts = (final["samples"], final["unparsable"])
-        rows.append((branch, task, *map(_score, shown), *map(str, counts)))
-    return aligned(rows, left=2)
+        rows.append((branch, task, _score(final["majority"]), *shown, *map(str, counts)))
+    table = aligned(rows, left=2)
+    if any(OLDER in cell for row in rows for cell in row):
+        table += f"\n{OLDER} of an older checkpoint, or of older answers: dvc repro scores it anew"
+    return table
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
