@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -23,7 +24,7 @@ from nvlm.params import composed
 
 CHOICE = {"id": "validation_Math_1", "question": "<image 1>?", "options": "['x', 'y']"}
 # Task -> rows of its Parquet files, and (id, answers) of its questions.
-ROWS = {
+ROWS: dict[str, tuple[dict[str, Any], Any]] = {
     "DocVQA": (
         {
             "questionId": "337",

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -40,7 +41,7 @@ def pair(kind):
 
 
 # Task -> its files, its images, and (id, images, answers) of its questions.
-SETS = {
+SETS: dict[str, Any] = {
     "captioning": ({"captions_val2014.json": CAPTIONS}, [COCO], [(262148, [COCO], ["A dog."])]),
     "Flickr30k": (
         {
