@@ -1,4 +1,4 @@
-"""Write our scores beside the paper's, each with its model, prompt and parser.
+"""Write our scores beside the published, each with its model, prompt and parser.
 
 Run with: python src/report.py --scale smoke --scores reports/scores --checkpoints checkpoints \
     --out reports/results.md
@@ -26,9 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     params = load_params("eval", EvaluationParams)
-    page = results_page(
-        arguments.scores, arguments.checkpoints, params.tasks, params.generate, arguments.scale
-    )
+    page = results_page(arguments.scores, arguments.checkpoints, params, arguments.scale)
     write_text(arguments.out, page)
 
 

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.checkpoint.build import build_combined
 from tests.checkpoint.models import save_language, save_vision
 
 from nvlm.checkpoint.format.manifest import read_manifest
+from nvlm.checkpoint.relayout.repartition import repartition
+from nvlm.checkpoint.verify.compare import compare
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """
@@ -16,6 +19,14 @@ model:
   projector: {init_std: 2e-02, seed: 1}
   lm: {make_vocabulary_divisible_by: 64}
   odd: {make_vocabulary_divisible_by: 0}
+"""
+RELEASED = """
+model:
+  tensor_parallel: 2
+  lm: {make_vocabulary_divisible_by: 8}
+  released:
+    source: {format: FORMAT, repo: owner/nvlm, revision: abc, directory: exported, requires: x}
+    importing: {requires: x, tokenizer: null, vocabulary: null, rope_theta: null}
 """
 
 
@@ -47,6 +58,32 @@ def test_from_hugging_face_to_a_split_checkpoint(tmp_path):
     assert manifest.vocabulary is not None
     assert manifest.vocabulary.padded == 128
     assert [source.repo for source in manifest.sources] == ["vision", "lm"]
+
+
+@pytest.mark.parametrize("file_format", ["huggingface", "megatron"])
+def test_what_is_exported_downloaded_and_imported_has_every_weight(tmp_path, file_format):
+    """In the grid that generation wants: a Megatron file of two stages comes in as one."""
+    (tmp_path / "params.yaml").write_text(RELEASED.replace("FORMAT", file_format))
+    build_combined(tmp_path)
+    export, laid_out = "export_hf.py", "combined"
+    if file_format == "megatron":
+        export, laid_out = "export_megatron.py", "split"
+        repartition(tmp_path / "combined", tmp_path / "split", pipeline=2)
+    importing = ("--params", "model.released", "--language", "model.lm")
+    for script, *arguments in (
+        (export, "--checkpoint", laid_out, "--out", "exported"),
+        ("download.py", "--params", "model.released.source", "--out", "downloaded"),
+        ("import_released.py", *importing, "--source", "downloaded", "--out", "back"),
+    ):
+        result = run(tmp_path, script, *arguments)
+        assert result.returncode == 0, result.stderr
+    assert read_manifest(tmp_path / "back").grid == read_manifest(tmp_path / "combined").grid
+    pairs = compare(tmp_path / "combined", tmp_path / "back")
+    different = [each.name for each in pairs if each.difference]
+    # The export for servers writes the tokenizer's files anew.
+    kept = [name for name in different if not name.startswith("tokenizer/")]
+    assert (kept if file_format == "huggingface" else different) == []
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.fetch.hub import COMMIT, Hub, running
 import licences
 from nvlm.errors import UserError
 from nvlm.fetch import hub as module
-from nvlm.fetch.model import SourceParams, download
+from nvlm.fetch.model import SourceParams, download, is_needed
 
 WEIGHTS = os.urandom(300_000)
 
@@ -178,6 +178,58 @@ def test_the_hubs_cache_serves_without_a_network(hub, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="owner/model at other is not in the cache"):
         download(source("other"), tmp_path / "other")
     assert not hub.requests
+
+
+def megatron_files():
+    return {
+        "latest_checkpointed_iteration.txt": b"release",
+        "release/mp_rank_00/model_optim_rng.pt": b"PK rank 0",
+        "release/mp_rank_01_003/model_optim_rng.pt": b"PK rank 1",
+        "tokenizer/tokenizer.json": b"{}",
+        "LICENSE.txt": b"CC-BY-NC-4.0",
+    }
+
+
+REFUSED = (
+    "pytorch_model.bin",
+    "release/distrib_optim.pt",
+    "release/mp_rank_00/other.pt",
+    "code/release/mp_rank_00/model_optim_rng.pt",
+    "release/../../mp_rank_00/model_optim_rng.pt",
+    "../latest_checkpointed_iteration.txt",
+    "tokenizer/../../tokenizer.json",
+    "model.safetensors",
+    "modeling.py",
+)
+
+
+def test_of_megatrons_format_the_ranks_files_are_fetched_and_no_other_pickle(hub, tmp_path):
+    hub.files = megatron_files() | dict.fromkeys(REFUSED, b"\x80")
+    download(source(format="megatron"), tmp_path / "out")
+    out = tmp_path / "out"
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {*megatron_files(), "source.json"}
+    for name, data in megatron_files().items():
+        assert (out / name).read_bytes() == data
+    download(source(format="megatron", directory=str(out)), tmp_path / "copy")
+    copied = (tmp_path / "copy").rglob("*")
+    assert {path.relative_to(tmp_path / "copy").as_posix() for path in copied} >= found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_no_other_file_is_of_megatrons_format(name):
+    assert not is_needed(name, "megatron")
+    assert is_needed(name, "huggingface") == (name == "model.safetensors")
+
+
+def test_a_model_of_the_other_format_is_named(hub, tmp_path):
+    with pytest.raises(UserError, match=r"no iter_NNNNNNN/mp_rank_00.*Megatron's torch format"):
+        download(source(format="megatron"), tmp_path / "out")
+    hub.files = megatron_files()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        download(source(), tmp_path / "out")
+    with pytest.raises(ValueError, match="format: one of huggingface, megatron, not 'nemo'"):
+        source(format="nemo")
 
 
 def test_licences_are_listed(hub, tmp_path, monkeypatch):

@@ -5,22 +5,34 @@ TASKS = ("VQAv2", "MMMU")
 BRANCHES = ("34b", "72b")
 
 
-def scored(*branches, models=("sft", "pretrained"), tasks=TASKS, verbs=("generate", "score")):
-    """The stages that answer and score; the report is of all scores."""
-    names = {"sft": "", "pretrained": "pretrained_"}
-    return {"report"} | {
+def scored(
+    *branches,
+    models=("sft", "pretrained", "released"),
+    tasks=TASKS,
+    verbs=("generate", "score"),
+):
+    """The stages that answer and score; the report is of all scores, and the released model, of the
+    72B, answers as the fine-tuned."""
+    names = {"sft": "", "pretrained": "pretrained_", "released": "released_"}
+    asked = {(branch, model) for branch in branches for model in models}
+    asked.discard(("34b", "released"))
+    compared = {("72b", "sft"), ("72b", "released")} & asked and "generate" in verbs
+    return ({"report"} | ({"verify_released_72b@sft"} if compared else set())) | {
         f"{verb}_{names[model]}{branch}@{task}"
         for verb in verbs
-        for model in models
-        for branch in branches
+        for branch, model in asked
         for task in tasks
     }
 
 
+def after_releasing():
+    return {"download_released_72b", "import_released_72b"} | scored("72b", models=["released"])
+
+
 def after_sft(branch):
-    merge = {"merge_pp_72b"} if branch == "72b" else set()
+    own = {"merge_pp_72b"} | after_releasing() if branch == "72b" else set()
     exports = {f"export_megatron_{branch}", f"export_hf_{branch}"}
-    return {f"sft_{branch}"} | merge | exports | scored(branch, models=["sft"])
+    return {f"sft_{branch}"} | own | exports | scored(branch, models=["sft"])
 
 
 def after_pretraining(branch):

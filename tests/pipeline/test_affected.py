@@ -20,6 +20,7 @@ from tests.pipeline.affected import (
     after_combining,
     after_converting,
     after_pretraining,
+    after_releasing,
     after_sft,
     inspected,
     scored,
@@ -94,6 +95,8 @@ AFFECTED = [
     ("eval.tasks.MMMU.metric=vqa", scored(*BRANCHES, tasks=["MMMU"], verbs=["score"])),
     ("model.projector.seed=5", after_combining("34b") | after_combining("72b")),
     ("model.lm_72b.make_vocabulary_divisible_by=64", after_converting("lm_72b")),
+    ("model.release=megatron", after_releasing()),
+    ("model.releases.megatron.source.revision=other", set()),
     ("model.vision.revision=other", {"download_vision", "licences"} | after_converting("vision")),
     (
         "standin.lm_34b.training.seed=9",

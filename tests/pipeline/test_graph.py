@@ -75,6 +75,15 @@ def test_the_72b_branch_is_trained_in_two_pipeline_stages_and_merged_back():
     assert merged["files"] == split["files"]
 
 
+def test_the_released_model_gives_every_answer_of_the_one_that_was_exported():
+    compared = json.loads(Path("metrics/72b/released_answers.json").read_text())
+    samples = sum(scores("72b", "sft", task)["samples"] for task in TASKS)
+    assert compared == {"equal": samples, "different": 0}
+    assert [scores("72b", "released", task) for task in TASKS] == [
+        scores("72b", "sft", task) for task in TASKS
+    ]
+
+
 def test_a_second_run_runs_nothing():
     assert "Data and pipelines are up to date" in dvc("repro")
 

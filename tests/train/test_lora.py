@@ -3,15 +3,18 @@
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tests.parallel.grids import make_batch, make_checkpoint, train_params, write_losses
 from tests.train.test_resume import content, params_of
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
+from compose_params import composed
 from nvlm.checkpoint.format.adapter import TARGETS, adapter_path
 from nvlm.checkpoint.format.files import read_tensors
 from nvlm.checkpoint.format.manifest import read_manifest
@@ -26,6 +29,7 @@ from nvlm.train.curves import Curves
 from nvlm.train.loop import train
 from nvlm.train.lora import LoraParams
 from nvlm.train.optimizer import learning_rate
+from nvlm.train.params import TrainParams
 from nvlm.train.telemetry.logs import Logs
 from nvlm.train.trainer import Trainer
 
@@ -242,6 +246,18 @@ def test_errors_name_the_key(changes, message):
     values = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj"]} | changes
     with pytest.raises(UserError, match=message):
         parse_params(values, LoraParams, "sft.lora")
+
+
+@pytest.mark.parametrize("scale", ["smoke", "full"])
+def test_the_readmes_override_is_a_parameter(scale):
+    text = Path("README.md").read_text().split("dvc exp run -S 'train.sft_34b.lora=")[1]
+    override = "train.sft_34b.lora=" + text.split("'")[0]
+    values = OmegaConf.create(composed([f"scale={scale}", override])).train
+    lora = parse_params(values.sft_34b, TrainParams, "train.sft_34b").lora
+    assert lora == LoraParams(rank=16, alpha=32.0, dropout=0.0, targets=["q_proj", "v_proj"])
+    for section in values:
+        other = parse_params(values[section], TrainParams, section)
+        assert (other.lora is not None) == (section == "sft_34b")
 
 
 def test_an_adapter_of_a_frozen_decoder_is_refused():

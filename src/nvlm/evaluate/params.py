@@ -40,13 +40,41 @@ class AskParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedParams:
-    """The paper's scores of NVLM-D on this benchmark (Table 7), to print beside ours."""
+class PublishedRow:
+    """What one source says of NVLM-D on one split of a benchmark."""
 
-    split: str  # that the paper scores
-    scores: dict[str, float]  # by branch: 34b, 72b
+    source: str  # a name of eval.sources
+    split: str
+    scores: dict[str, float]  # points by branch: 34b, 72b
+    setting: str = ""  # of the pictures or the prompt, where there are several
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise ValueError(f"scores: points by branch, such as 72b, from {self.source}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedParams:
+    """The published scores of NVLM-D on this benchmark, and how ours are held against them."""
+
+    split: str  # whose rows ours are held against
+    rows: list[PublishedRow]
+    own_split: str = ""  # that ours are of, where the answers of ``split`` are not public
     ours: str = "score"  # which of our scores goes by the same rule
-    scale: int = 100  # the paper's points for a score of 1
+    scale: int = 100  # points for a score of 1
+
+    def __post_init__(self) -> None:
+        splits = {row.split: None for row in self.rows}
+        if self.rows and self.split not in splits:
+            raise ValueError(f"split: one of the rows' ({', '.join(splits)}), not {self.split!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSource:
+    """Where scores are published."""
+
+    title: str
+    address: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +146,14 @@ class EvaluationParams:
     generate: GenerateParams
     run: RunParams
     tasks: dict[str, TaskParams]
+    # By the names that published rows give.
+    sources: dict[str, PublishedSource] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, task in self.tasks.items():
+            for row in task.published.rows if task.published else ():
+                if row.source not in self.sources:
+                    known = ", ".join(self.sources) or "none (eval.sources)"
+                    raise ValueError(
+                        f"tasks.{name}.published: source: one of {known}, not {row.source!r}"
+                    )

@@ -11,9 +11,13 @@ from nvlm.errors import UserError
 from nvlm.evaluate.answering.answers import Answer
 from nvlm.evaluate.params import (
     AskParams,
+    EvaluationParams,
     GenerateParams,
     GroundTruthParams,
     PublishedParams,
+    PublishedRow,
+    PublishedSource,
+    RunParams,
     TaskParams,
 )
 from nvlm.evaluate.question import Question
@@ -81,28 +85,44 @@ def test_the_gallery_shows_the_three_kinds_and_the_tiles(tmp_path: Path):
 def scored(directory: Path) -> tuple[Path, Path]:
     """Metrics and checkpoints with one scored task each of two models."""
     numbers = {"low": 0.5, "high": 0.7, "majority": 0.2}
+    counts = {"samples": 10, "clusters": 7, "unparsable": 1}
     report = {
         "score": 0.6,
         **numbers,
-        "samples": 10,
-        "unparsable": 1,
+        **counts,
         "blank": 0.3,
         "other_scores": {"recipe": {"score": 0.65, **numbers}},
-        "by_category": {"x|y": {"score": 0.6, **numbers, "samples": 10, "unparsable": 1}},
+        "by_category": {"x|y": {"score": 0.6, **numbers, **counts}},
     }
-    for branch in ("34b", "72b"):
-        fixtures.write_json(directory / f"scores/{branch}/sft/OCRBench.json", report)
+    for model in ("34b/sft", "72b/sft", "72b/released"):
+        fixtures.write_json(directory / f"scores/{model}/OCRBench.json", report)
     return directory / "scores", directory / "checkpoints"
 
 
-def tasks(ours: str) -> dict[str, TaskParams]:
-    published = PublishedParams(split="all", scores={"72b": 853}, ours=ours, scale=1000)
+def params(ours: str, *names: str) -> EvaluationParams:
+    rows = [
+        PublishedRow(source="paper", split="all", scores={"72b": 853, "34b": 819}),
+        PublishedRow(source="card", split="all", scores={"72b": 640}),
+        PublishedRow(source="card", split="hidden", scores={"72b": 700}, setting="blind"),
+    ]
+    published = PublishedParams(split="all", rows=rows, ours=ours, scale=1000)
     ground_truth = GroundTruthParams(reader="records")
     task = TaskParams(ground_truth=ground_truth, metric="ocrbench", ask=ASK, published=published)
-    return {"VQAv2": task, "OCRBench": task}
+    run = RunParams(
+        batch_size=1, tile_chunk=1, concurrency=1, retries=0, timeout=1, answer_ahead=False
+    )
+    sources = {
+        name: PublishedSource(title=f"the {name}", address="https://x")
+        for name in ("paper", "card")
+    }
+    return EvaluationParams(
+        generate=GENERATE, run=run, tasks=dict.fromkeys(names, task), sources=sources
+    )
 
 
-def test_the_page_has_our_scores_beside_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_has_our_scores_beside_the_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     class Source:
         repo, revision = "Qwen/Qwen2-72B-Instruct", "1af63c69"
 
@@ -111,27 +131,37 @@ def test_the_page_has_our_scores_beside_the_papers(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(results, "read_manifest", lambda _: Manifest)
     metrics, checkpoints = scored(tmp_path)
-    for branch in ("34b", "72b"):
-        (checkpoints / branch / "sft").mkdir(parents=True)
-        (checkpoints / branch / "sft" / MANIFEST).write_text("{}")
-    page = results.results_page(metrics, checkpoints, tasks("recipe"), GENERATE, "full")
+    for model in ("34b/sft", "72b/sft", "72b/released"):
+        (checkpoints / model).mkdir(parents=True)
+        (checkpoints / model / MANIFEST).write_text("{}")
+    asked = params("recipe", "VQAv2", "OCRBench")
+    page = results.results_page(metrics, checkpoints, asked, "full")
     assert "## OCRBench" in page
     assert "VQAv2" not in page  # which was not scored
-    (row,) = [line for line in page.splitlines() if line.startswith("| OCRBench")]
+    rows = [line for line in page.splitlines() if line.startswith("| OCRBench")]
+    cells = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
     ours = "650.0 (500.0 to 700.0)"
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "OCRBench", "10", "200.0", "", ours, "", "200.0", "", ours, "853", "all",
-    ]  # fmt: skip
+    assert cells == [
+        ["10", "7", "200.0", ours, "200.0", ours, ours],
+        ["34b ours", "all", ours, "819", "", "0.0", "off"],
+        ["72b released", "all", ours, "853", "640", "213.0", "pass"],
+        ["72b released", "hidden, blind", "", "", "700", "0.0", ""],
+        ["72b ours", "all", ours, "853", "640", "213.0", "pass"],
+        ["72b ours", "hidden, blind", "", "", "700", "0.0", ""],
+    ]
+    assert "- card: the card (https://x)" in page
     assert "Qwen/Qwen2-72B-Instruct @ 1af63c69" in page
     assert "- Prompt: `{question}\\nAnswer | briefly.`" in page
-    assert "| 72b sft | x\\|y | 10 | 1 | 600.0 (500.0 to 700.0) | 200.0 |" in page
-    assert "| 72b sft | blank images |  |  | 300.0 |  |" in page
+    assert "| 72b sft | x\\|y | 10 | 7 | 1 | 600.0 (500.0 to 700.0) | 200.0 |" in page
+    assert "| 72b sft | blank images |  |  |  | 300.0 |  |" in page
     assert "Parser: `ocrbench`. OCRBench: a gold must stand in the answer" in page
+    small = results.results_page(metrics, checkpoints, asked, "smoke")
+    assert "| pass |" not in small  # another model's score is no verdict on this one
 
 
 def test_a_page_of_nothing_or_of_an_unknown_task_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="holds no scores"):
-        results.results_page(tmp_path, tmp_path, tasks("score"), GENERATE, "smoke")
+        results.results_page(tmp_path, tmp_path, params("score", "OCRBench"), "smoke")
     metrics, checkpoints = scored(tmp_path)
     with pytest.raises(UserError, match="scores of OCRBench, which is no task"):
-        results.results_page(metrics, checkpoints, {}, GENERATE, "smoke")
+        results.results_page(metrics, checkpoints, params("score"), "smoke")

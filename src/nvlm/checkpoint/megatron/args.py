@@ -20,6 +20,7 @@ import torch
 from nvlm.checkpoint.format.architecture import LanguageArchitecture, VisionArchitecture
 from nvlm.checkpoint.format.layout import Grid
 from nvlm.checkpoint.format.manifest import Manifest, Source
+from nvlm.checkpoint.huggingface.convert import read_source
 from nvlm.errors import UserError
 
 ITERATION = 1  # Megatron's loader knows neither 0 nor "release" for a fresh start
@@ -37,6 +38,8 @@ def to_args(manifest: Manifest) -> Namespace:
     """The ``args`` of ``manifest``'s files: what a loader needs to build the same model."""
     own: dict[str, Any] = {"sources": [dataclasses.asdict(source) for source in manifest.sources]}
     grid, tower = manifest.grid, manifest.architecture.vision
+    if grid.layers_per_stage:
+        own["layers_per_stage"] = list(grid.layers_per_stage)
     if tower is not None:
         own["vision"] = dataclasses.asdict(tower)
     args = Namespace(
@@ -158,13 +161,16 @@ def _vision_heads(sizes: Sequence[Any], hidden: int, width: int, tensor: int) ->
 def sources_from_args(
     args: Mapping[str, Any], parts: Sequence[str], directory: Path, iteration: int
 ) -> tuple[Source, ...]:
-    """Where the halves came from: as an export of ours noted it, or the directory itself."""
+    """Where the halves came from: as an export of ours noted it, as the download did, or the
+    directory itself."""
     known = _own(args).get("sources")
     if known:
         try:
             return tuple(Source(**source) for source in known)
         except TypeError as error:
             raise UserError(f"{directory}: args.{OWN}.sources is altered ({error})") from error
+    if (directory / "source.json").is_file():
+        return tuple(read_source(directory, part) for part in parts)
     note = f"iteration {iteration}"
     return tuple(Source(part=part, repo=directory.name, revision=note) for part in parts)
 

@@ -25,6 +25,7 @@ from nvlm.evaluate.reporting.bootstrap import (
     sums_by_cluster,
 )
 from nvlm.evaluate.reporting.clusters import picture_clusters
+from nvlm.evaluate.reporting.table import aligned
 from nvlm.evaluate.verdict import Metric
 
 HEADINGS = (
@@ -114,15 +115,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """One line a task. Raises UserError if nothing was compared."""
     if not comparisons:
         raise UserError("the two runs have no task in common: name two directories of answers")
-    rows = [HEADINGS, *map(_cells, comparisons)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return aligned([HEADINGS, *map(_cells, comparisons)], left=1)
 
 
 def _cells(comparison: Comparison) -> tuple[str, ...]:

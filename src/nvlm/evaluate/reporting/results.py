@@ -1,4 +1,4 @@
-"""reports/results.md: our scores beside the paper's, each with its model, prompt and parser."""
+"""reports/results.md: our scores beside the published, each with its model, prompt and parser."""
 
 from __future__ import annotations
 
@@ -11,18 +11,37 @@ from typing import Any
 from nvlm.checkpoint.format.manifest import MANIFEST, read_manifest
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
-from nvlm.evaluate.params import GenerateParams, PublishedParams, TaskParams
+from nvlm.evaluate.params import (
+    EvaluationParams,
+    GenerateParams,
+    PublishedParams,
+    PublishedSource,
+    TaskParams,
+)
+from nvlm.evaluate.reporting.reproduction import (
+    as_published,
+    by_rule,
+    reproduction,
+    split_label,
+)
 from nvlm.evaluate.reporting.scoring import metric_called
-from nvlm.evaluate.reporting.table import BEFORE, FINAL
+from nvlm.evaluate.reporting.table import BEFORE, FINAL, RELEASED
 
-UNPUBLISHED = PublishedParams(split="", scores={})
+UNPUBLISHED = PublishedParams(split="", rows=[])
+MODELS = {BEFORE: "pretrained", FINAL: "ours", RELEASED: "released"}  # what they are called
 CAVEAT = {
     "smoke": (
         "These are small stand-in models on small sets of easy-VQA's test pictures and of held-out "
-        "handwritten digits, in the benchmarks' formats: the columns of the paper show where a "
-        "score of the full recipe would stand, and can't be compared."
+        "handwritten digits, in the benchmarks' formats: what is published shows where a score of "
+        "the full recipe would stand, and can't be compared. The released model is the fine-tuned "
+        "one, exported and imported again."
     ),
     "full": "The benchmarks' own sets and the published weights.",
+    **dict.fromkeys(
+        ("node", "card"),
+        "The benchmarks' own sets, and small siblings of the published models: the columns of the "
+        "paper are of models ten to a hundred times as large.",
+    ),
 }
 
 
@@ -36,39 +55,37 @@ class Scored:
 
     @property
     def published(self) -> PublishedParams:
-        """The paper's scores, or none."""
+        """What is published, or nothing."""
         return self.params.published or UNPUBLISHED
 
     def points(self, report: Mapping[str, Any]) -> str:
-        """Score and interval of the rule that the paper's score goes by."""
-        return _ends(_by_rule(report, self.published.ours), self.published.scale)
+        """Score and interval of the rule that the published score goes by."""
+        return _ends(by_rule(report, self.published.ours), self.published.scale)
 
 
-def results_page(
-    scores: Path,
-    checkpoints: Path,
-    tasks: Mapping[str, TaskParams],
-    generate: GenerateParams,
-    scale: str,
-) -> str:
-    """The page. Raises UserError if nothing was scored, or a scored task isn't in ``tasks``."""
-    scored = _scored(scores, tasks)
-    branches = sorted({branch for each in scored for branch, _ in each.reports})
+def results_page(scores: Path, checkpoints: Path, params: EvaluationParams, scale: str) -> str:
+    """The page. Raises UserError if nothing was scored, or a scored task isn't in ``params``."""
+    scored = _scored(scores, params.tasks)
     lines = [
         "# Results",
         "",
         f"Scale: {scale}. {CAVEAT.get(scale, '')}".strip(),
         "",
-        "Points with a 95 % bootstrap interval over questions. Ours are by the rule that the "
-        "paper's score goes by, quirks included; the strict score and others follow by task. "
-        '"Constant" is the best single answer to all questions. Paper: NVLM-D, arXiv 2409.11402, '
-        "Table 7.",
+        "Points with a 95 % bootstrap interval over pictures: a picture is drawn with all of its "
+        "questions, and there are as many clusters as pictures (of fewer than some fifty an "
+        "interval is too narrow). Scores are by the rule that the published one goes by, quirks "
+        'included; the strict score and others follow by task. "Constant" is the best single '
+        "answer to all questions.",
         "",
-        *_summary(scored, branches),
+        *_summary(scored),
+        "",
+        "## Beside the published scores",
+        "",
+        *_published(scored, params.sources, judged=scale == "full"),
         "",
         "## Models",
         "",
-        *_models(checkpoints, scored, generate),
+        *_models(checkpoints, scored, params.generate),
     ]
     for each in scored:
         lines += ["", f"## {each.task}", "", *_task(each)]
@@ -78,7 +95,7 @@ def results_page(
 def _scored(scores: Path, tasks: Mapping[str, TaskParams]) -> list[Scored]:
     """The tasks that were scored, in the order of ``tasks``."""
     reports: dict[str, dict[tuple[str, str], Any]] = {}
-    for model in (FINAL, BEFORE):
+    for model in MODELS:
         for path in sorted(scores.glob(f"*/{model}/*.json")):
             reports.setdefault(path.stem, {})[path.parent.parent.name, model] = read_json(path)
     if not reports:
@@ -92,34 +109,74 @@ def _scored(scores: Path, tasks: Mapping[str, TaskParams]) -> list[Scored]:
     ]
 
 
-def _summary(scored: Sequence[Scored], branches: Sequence[str]) -> Iterator[str]:
-    heads = ["task", "samples"]
+def _summary(scored: Sequence[Scored]) -> Iterator[str]:
+    found = {key for each in scored for key in each.reports}
+    branches = sorted({branch for branch, _ in found})
+    # By branch, what there is of it.
+    shown = [(branch, model) for branch in branches for model in MODELS if (branch, model) in found]
+    heads = ["task", "samples", "clusters"]
     for branch in branches:
-        heads += [f"{branch} constant", f"{branch} pretrained", f"{branch} ours", f"{branch} paper"]
-    yield from _row([*heads, "paper's split"], heading=True)
+        heads.append(f"{branch} constant")
+        heads += [f"{branch} {MODELS[model]}" for of, model in shown if of == branch]
+    yield from _row(heads, heading=True)
     for each in scored:
-        samples = {str(report["samples"]) for report in each.reports.values()}
-        cells = [each.task, ", ".join(sorted(samples))]
+        cells = [each.task]
+        for count in ("samples", "clusters"):
+            cells.append(
+                ", ".join(sorted({str(report[count]) for report in each.reports.values()}))
+            )
         for branch in branches:
             final = each.reports.get((branch, FINAL))
-            before = each.reports.get((branch, BEFORE))
-            rule = each.published.ours
-            cells += [
-                "" if final is None else _constant(final, rule, each.published.scale),
-                "" if before is None else each.points(before),
-                "" if final is None else each.points(final),
-                _plain(each.published.scores.get(branch)),
-            ]
-        yield from _row([*cells, each.published.split])
+            cells.append("" if final is None else _constant(final, each.published))
+            for key in (key for key in shown if key[0] == branch):
+                cells.append(each.points(each.reports[key]) if key in each.reports else "")
+        yield from _row(cells)
 
 
-def _constant(report: Mapping[str, Any], rule: str, scale: int) -> str:
-    return f"{_by_rule(report, rule)['majority'] * scale:.1f}"
+def _published(
+    scored: Sequence[Scored], sources: Mapping[str, PublishedSource], *, judged: bool
+) -> Iterator[str]:
+    """A line for each model and published split; ours only beside the split that it is of."""
+    yield from _row(["task", "model", "split", "ours", *sources, "spread", "verdict"], heading=True)
+    for each in scored:
+        published = each.published
+        for branch, model in sorted(each.reports):
+            if model == BEFORE:
+                continue
+            found = reproduction(each.task, published, branch, each.reports[branch, model])
+            for split in dict.fromkeys(row.split for row in published.rows):
+                rows = [row for row in published.rows if row.split == split]
+                points = {row.source: row.scores[branch] for row in rows if branch in row.scores}
+                if not points:
+                    continue
+                held = found if split == published.split else None
+                yield from _row(
+                    [
+                        *(each.task, f"{branch} {MODELS[model]}", split_label(published, split)),
+                        each.points(each.reports[branch, model]) if held else "",
+                        *(
+                            as_published(points[source], published.scale)
+                            if source in points
+                            else ""
+                            for source in sources
+                        ),
+                        f"{max(points.values()) - min(points.values()):.1f}",
+                        held.verdict if held and judged else "",
+                    ]
+                )
+    yield ""
+    yield (
+        "Pass: within the span of the published scores, as they are rounded. Near: outside of it "
+        "by no more than another spread, or by no more than chance (the interval reaches it). "
+        "Off: neither."
+    )
+    yield ""
+    for name, source in sources.items():
+        yield f"- {name}: {source.title} ({source.address})"
 
 
-def _by_rule(report: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
-    by_rule: Mapping[str, Any] = report if rule == "score" else report["other_scores"][rule]
-    return by_rule
+def _constant(report: Mapping[str, Any], published: PublishedParams) -> str:
+    return f"{by_rule(report, published.ours)['majority'] * published.scale:.1f}"
 
 
 def _models(checkpoints: Path, scored: Sequence[Scored], generate: GenerateParams) -> Iterator[str]:
@@ -151,21 +208,24 @@ def _task(each: Scored) -> Iterator[str]:
         yield f"- Prompt without options: {_code(ask.open_prompt)}"
     yield f"- At most {ask.max_new_tokens} tokens; images: {ask.images}."
     yield ""
-    heads = ["model", "part", "samples", "unparsable", "score", "constant"]
+    heads = ["model", "part", "samples", "clusters", "unparsable", "score", "constant"]
     yield from _row(heads, heading=True)
     for (branch, model), report in sorted(each.reports.items()):
         name = f"{branch} {model}"
         yield from _row([name, "**all**", *_counted(report, scale)])
         for rule, scores in report.get("other_scores", {}).items():
-            yield from _row([name, f"all, `{rule}`", "", "", *_numbers(scores, scale)])
+            yield from _row([name, f"all, `{rule}`", "", "", "", *_numbers(scores, scale)])
         if "blank" in report:
-            yield from _row([name, "blank images", "", "", f"{report['blank'] * scale:.1f}", ""])
+            yield from _row(
+                [name, "blank images", "", "", "", f"{report['blank'] * scale:.1f}", ""]
+            )
         for category, part in report.get("by_category", {}).items():
             yield from _row([name, category, *_counted(part, scale)])
 
 
 def _counted(part: Mapping[str, Any], scale: int) -> list[str]:
-    return [str(part["samples"]), str(part["unparsable"]), *_numbers(part, scale)]
+    counts = [str(part[count]) for count in ("samples", "clusters", "unparsable")]
+    return [*counts, *_numbers(part, scale)]
 
 
 def _numbers(part: Mapping[str, Any], scale: int) -> list[str]:
@@ -175,10 +235,6 @@ def _numbers(part: Mapping[str, Any], scale: int) -> list[str]:
 def _ends(part: Mapping[str, Any], scale: int) -> str:
     score, low, high = (part[name] * scale for name in ("score", "low", "high"))
     return f"{score:.1f} ({low:.1f} to {high:.1f})"
-
-
-def _plain(points: float | None) -> str:
-    return "" if points is None else f"{points:g}"
 
 
 def _code(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nvlm.errors import UserError
 from nvlm.evaluate.ground_truth.files import read_json
 
-FINAL, BEFORE = "sft", "pretrained"  # directories of a branch
+FINAL, BEFORE, RELEASED = "sft", "pretrained", "released"  # directories of a branch
 HEADINGS = ("branch", "task", "majority", BEFORE, FINAL, "samples", "unparsable")
 
 
@@ -31,10 +32,15 @@ def score_table(scores: Path) -> str:
         shown = (final["majority"], before.get("score"), final["score"])
         counts = (final["samples"], final["unparsable"])
         rows.append((branch, task, *map(_score, shown), *map(str, counts)))
+    return aligned(rows, left=2)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """``rows`` as lines of equally wide columns, the first ``left`` of which begin at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
