@@ -102,6 +102,14 @@ def test_what_a_server_does_wrong_is_put_right(server, tmp_path, faults):
     ]
 
 
+@pytest.mark.parametrize("names", [("x.zip.001", "x.zip.002"), ("imgs.00", "imgs.01")])
+def test_an_archive_in_parts_is_unpacked(server, tmp_path, names):
+    server.files |= {f"/{names[0]}": PICTURES[:90], f"/{names[1]}": PICTURES[90:]}
+    pattern = f"{names[0].rpartition('.')[0]}.*"
+    fetch(source_of(server, names=names, unpack={pattern: Archive()}), tmp_path)
+    assert tree(tmp_path) == {"pictures/a.jpg": b"one", "pictures/b.jpg": b"two"}
+
+
 def test_what_broke_off_goes_on_where_it_ended(server, tmp_path):
     server.faults["/x.json"] = ["breaks off"]
     fetch(source_of(server), tmp_path)

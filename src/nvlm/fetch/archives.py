@@ -22,8 +22,8 @@ from nvlm.errors import UserError
 # than so many times its size is a bomb.
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**30  # times; bytes
 LEFT_FREE = 2**28  # bytes of the disk
-# A split archive: NAME.zip.001, NAME.zip.002, ...
-FIRST_PART, PART = ".001", re.compile(r".*\.\d{3}")
+# A split archive: NAME.zip.001, NAME.zip.002, ... or NAME.00, NAME.01, ...
+FIRST_PARTS, PART = (".001", ".00"), re.compile(r".*\.\d{2,3}")
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 

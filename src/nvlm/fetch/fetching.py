@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nvlm.atomic import write_text
 from nvlm.errors import UserError
 from nvlm.fetch import github, web
-from nvlm.fetch.archives import FIRST_PART, PART, join_parts, safe_name
+from nvlm.fetch.archives import FIRST_PARTS, PART, join_parts, safe_name
 from nvlm.fetch.hub import check_room, fetch_file, licence_of, list_repository
 from nvlm.fetch.lock import SourcesLock
 from nvlm.fetch.sources import Archive, HubFiles, Source, WebFile
@@ -249,9 +249,11 @@ def _archive(source: Source, name: str) -> Archive | None:
 
 def _unpack_parts(source: Source, wanted: list[Wanted], state: State) -> None:
     """Unpack the archives that came in parts, all of which are there by now."""
-    for name in [file.name for file in wanted if file.name.endswith(FIRST_PART)]:
+    for name in [file.name for file in wanted if file.name.endswith(FIRST_PARTS)]:
         archive, note = _archive(source, name), state.whole(name)
         if archive is not None and note is not None and "members" not in note:
-            parts = [file.name for file in wanted if file.name[:-3] == name[:-3]]
+            whole_name = name.rpartition(".")[0]
+            names = [file.name for file in wanted if PART.fullmatch(file.name)]
+            parts = [part for part in names if part.rpartition(".")[0] == whole_name]
             whole = join_parts(state.directory, parts, state.partial / "joined.zip")
             state.put_members(whole, parts, archive)

@@ -5,12 +5,14 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 import yaml
 from PIL import Image
 from pyarrow import parquet
+from tests.data.pictures import encoded_image
 
 import prepare_eval
 from nvlm.errors import UserError
@@ -24,6 +26,7 @@ CAPTIONS = {
     "annotations": [{"id": 1, "image_id": 262148, "caption": "A dog."}],
 }
 AI2D = {"image": "AI2D_TEST/0.png", "question_id": 0, "question": "?\nA. x\nB. y", "answer": "B"}
+HELD = {"bytes": encoded_image("PNG"), "path": None}  # as Parquet files have images
 VQA_ANSWERS = [{"answer": "red", "answer_id": number} for number in range(1, 11)]
 
 
@@ -38,7 +41,7 @@ def pair(kind):
 
 
 # Task -> its files, its images, and (id, images, answers) of its questions.
-SETS = {
+SETS: dict[str, Any] = {
     "captioning": ({"captions_val2014.json": CAPTIONS}, [COCO], [(262148, [COCO], ["A dog."])]),
     "Flickr30k": (
         {
@@ -104,23 +107,32 @@ SETS = {
     ),
     "InfoVQA": (
         {
-            "infographicsVQA_val_v1.0_withQT.json": {
-                "data": [
-                    {
-                        "questionId": 98313,
-                        "question": "how many?",
-                        "image_local_name": "37313.jpeg",
-                        "answers": ["2%"],
-                        "answer_type": ["single span"],
-                    }
-                ]
-            }
+            "InfographicVQA/validation-00000-of-00006.parquet": [
+                {
+                    "questionId": "98313",
+                    "question": "how many?",
+                    "answers": ["2%"],
+                    "answer_type": ["single span"],
+                    "image": HELD,
+                    "image_url": "https://example.org/a.jpg",
+                    "data_split": "val",
+                }
+            ]
         },
-        ["37313.jpeg"],
-        [(98313, ["37313.jpeg"], ["2%"])],
+        [],
+        [("98313", ["000000_image.png"], ["2%"])],
     ),
     "AI2D": ({"test.jsonl": [AI2D]}, ["AI2D_TEST/0.png"], [(0, ["AI2D_TEST/0.png"], ["B"])]),
-    "AI2D_no_mask": ({"test.jsonl": [AI2D]}, ["0.png"], [(0, ["0.png"], ["B"])]),
+    "AI2D_no_mask": (
+        {
+            "test.parquet": [
+                {"question": "?", "options": ["x", "y"], "answer": "1", "image": HELD},
+                {"question": "?", "options": ["1", "0"], "answer": "0", "image": HELD},
+            ]
+        },
+        [],
+        [(0, ["000000_image.png"], ["B"]), (1, ["000001_image.png"], ["A"])],
+    ),
     "MMMU": (
         {
             "questions.jsonl": [
@@ -161,18 +173,18 @@ SETS = {
     ),
     "OCRBench": (
         {
-            "OCRBench.json": [
+            "data/test-00000-of-00001.parquet": [
                 {
-                    "dataset_name": "IIIT5K",
-                    "type": "Regular Text Recognition",
-                    "image_path": "IIIT5K/a.png",
+                    "dataset": "IIIT5K",
                     "question": "what?",
-                    "answers": ["CENTRE"],
+                    "question_type": "Regular Text Recognition",
+                    "answer": ["CENTRE"],
+                    "image": HELD,
                 }
             ]
         },
-        ["IIIT5K/a.png"],
-        [(0, ["IIIT5K/a.png"], ["CENTRE"])],
+        [],
+        [(0, ["000000_image.png"], ["CENTRE"])],
     ),
     "RealWorldQA": (
         {
@@ -199,8 +211,13 @@ def full_scale():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, full_scale):
+    """The full scale, with every set laid out by hand."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(full_scale)
+    params = yaml.safe_load(full_scale)
+    for task in params["data"]["eval"]:
+        by_hand = {"source": "official", "requires": f"data/raw/eval/{task}", "limit": None}
+        params["data"]["eval"][task] = by_hand
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return tmp_path
 
 
@@ -215,14 +232,20 @@ def put(task, root=Path()):
     source = root / "data/raw/eval" / task
     source.mkdir(parents=True)
     for name, value in files.items():
-        if name.endswith(".jsonl"):
-            text = "".join(json.dumps(line) + "\n" for line in value)
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-        (source / name).write_text(text)
+        write(source / name, value)
     for name in [*images, "unused.png"]:
         picture(source / "images" / name)
     return source
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(value), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(line) + "\n" for line in value))
+    else:
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
 def prepare(task, monkeypatch):
@@ -257,9 +280,11 @@ def test_a_publishers_files_become_questions(project, monkeypatch, task):
         for question in questions_in(out, task)
     ]
     assert found == expected
-    for name in files:
+    tables = [name for name in files if name.endswith(".parquet")]
+    for name in files.keys() - tables:
         assert (out / name).samefile(source / name)
-    taken = {path.name for path in out.rglob("*") if path.is_file()} - files.keys()
+    unpacked = {"questions.jsonl"} if tables else set()
+    taken = {path.name for path in out.rglob("*") if path.is_file()} - files.keys() - unpacked
     assert taken == {Path(name).name for _, names, _ in expected for name in names}
 
 

@@ -12,7 +12,9 @@ from tests.data.published.test_layouts import DATASETS
 
 from nvlm.data.benchmarks.evaluation import EvaluationParams
 from nvlm.data.shards.datasets import DatasetParams
+from nvlm.data.shards.prepare import prepare_dataset
 from nvlm.data.shards.streams import records
+from nvlm.errors import UserError
 from nvlm.fetch.sources import Source
 from nvlm.params import composed, parse_params
 
@@ -159,6 +161,23 @@ def test_the_stand_in_has_the_weight_of_what_it_stands_in_for():
     assert params.requires == params.images == "data/raw/llava_pretrain.json"
     assert all(brings(source, name) for name in DATASETS["llava_pretrain"].files)
     assert "llava_pretrain" not in DATA.sources
+
+
+def test_a_set_that_cannot_be_had_leaves_the_reason_and_no_sample(tmp_path):
+    reason = {"source": "sbu", "missing": "sbu can't be fetched: only addresses"}
+    (tmp_path / "sbu.json").write_text(json.dumps(reason))
+    params = parse_params(TRAINING["sbu"], DatasetParams, "x")
+    here = str(tmp_path / "sbu.json")
+    for images in (here, ""):
+        given = replace(params, requires=here, images=images)
+        prepare_dataset(given, tmp_path / "out", tmp_path / "metrics.json")
+        written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
+        assert written == {"missing.json": {"reason": "sbu can't be fetched: only addresses"}}
+        counts = json.loads((tmp_path / "metrics.json").read_text())
+        assert counts == {"samples": 0, "shards": 0, "skipped": 0}
+    with pytest.raises(UserError, match="run dvc repro fetch_data@gone"):
+        absent = str(tmp_path / "gone.json")
+        prepare_dataset(replace(params, requires=absent), tmp_path / "out", tmp_path / "m.json")
 
 
 def test_a_patterns_bracket_stands_for_itself():

@@ -65,10 +65,11 @@ def test_ai2d_json_lines(tmp_path: Path):
 
 def test_ocrbench_kinds_and_datasets(tmp_path: Path):
     fixtures.picture(tmp_path, "IIIT5K/a.png")
-    base = {"image_path": "IIIT5K/a.png", "question": "what?", "type": "Regular Text Recognition"}
+    kind = {"question_type": "Regular Text Recognition"}
+    base = {"image": "IIIT5K/a.png", "question": "what?", **kind}
     records = [
-        base | {"dataset_name": "IIIT5K", "answers": ["CENTRE"]},
-        base | {"dataset_name": "HME100k", "answers": "x", "type": "Formula"},
+        base | {"dataset": "IIIT5K", "answer": ["CENTRE"]},
+        base | {"dataset": "HME100k", "answer": "x", "question_type": "Formula"},
     ]
     fixtures.write_json(tmp_path / "OCRBench.json", records)
     first, second = read_task(tmp_path, "OCRBench")

@@ -12,6 +12,7 @@ from nvlm.errors import UserError
 
 _BLOCK = 2**20  # characters that are read at a time
 _LARGEST_ITEM = 2**27  # characters: what is longer is no row, but a bracket that nothing closes
+_NUMBER_GOES_ON = 3  # characters: 1.5e-7 may be cut at 1.5e-, which reads as 1.5 and two more
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
@@ -108,7 +109,7 @@ class _Window:
                 if len(self._text) - self._at > _LARGEST_ITEM or not self._slide():
                     raise
                 continue
-            if end == len(self._text) and self._slide():  # so may a number
+            if end > len(self._text) - _NUMBER_GOES_ON and self._slide():  # so may a number
                 continue
             text = self._text[self._at : end]
             self._at = end
