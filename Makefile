@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Small tensors: more threads than cores make a step ten times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup repro scores test check format clean lock
+.PHONY: setup repro scores test test-exchange check format clean lock
 .PHONY: tower-and-questions decoders-and-datasets inspect-34b inspect-72b
 
 setup: .venv/installed
@@ -54,8 +54,21 @@ format: setup
 test: check
 	pytest
 
+# Opt-in: what we export, read by the programs it is for. Each has an environment of its own (3.5 GB
+# for vLLM), and the checkpoints and answers of make repro are asked for.
+EXCHANGE := .venv-exchange
+
+test-exchange: setup $(EXCHANGE)/vllm/installed
+	pytest -s tests/exchange
+
+$(EXCHANGE)/%/installed: requirements-exchange-%.lock pyproject.toml
+	$(PYTHON) -m venv $(EXCHANGE)/$*
+	$(EXCHANGE)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(EXCHANGE)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache logs dvc_plots
+	rm -rf .venv $(EXCHANGE) .pytest_cache .mypy_cache .ruff_cache logs dvc_plots
 
 # Pin what the virtual environment holds. torch's local build label is left out: it differs by machine.
 lock: setup

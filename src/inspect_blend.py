@@ -12,9 +12,10 @@ from pathlib import Path
 
 from nvlm.atomic import atomic_directory, write_text
 from nvlm.checkpoint.format.manifest import read_manifest
+from nvlm.data.loading.blend import find_blend
 from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect
 from nvlm.data.loading.inspection_report import report_text
-from nvlm.data.loading.loader import blend_text, build_loader
+from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.params import LoaderParams
 from nvlm.errors import run_command
 from nvlm.model.tokens import load_tokenizer
@@ -52,10 +53,10 @@ def main() -> None:
     with atomic_directory(arguments.out) as partial:
         draw_histograms(statistics, partial / "histograms.png")
         draw_contact_sheet(samples, tokenizer, family, partial / "samples.png")
-    text = blend_text(arguments.data, params, arguments.blend.parent)
-    write_text(arguments.blend, text)
+    blend = find_blend(arguments.data, params.blend)
+    write_text(arguments.blend, blend.metadataset(arguments.blend.parent))
     title = arguments.params.removeprefix("train.").removesuffix(".data")
-    page = report_text(title, statistics, params, tokenizer, arguments.data)
+    page = report_text(title, statistics, params, blend, tokenizer)
     write_text(arguments.report, page)
 
 

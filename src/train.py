@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from nvlm.checkpoint.format.manifest import MANIFEST
-from nvlm.data.loading.loader import check_blend
+from nvlm.data.loading.blend import find_blend
 from nvlm.errors import run_command
 from nvlm.launch.failure import told_once
 from nvlm.launch.stage import LaunchParams, launch_stage
@@ -36,7 +36,7 @@ def main() -> None:
 
     params = load_params(arguments.params, TrainParams)
     check_run(params, arguments.checkpoint)
-    check_blend(arguments.data, params.data)
+    blend = find_blend(arguments.data, params.data.blend)
     run = identify(params, arguments.checkpoint, arguments.data, arguments.out)
     find_snapshots(run)
     for note in unlike(run):
@@ -48,10 +48,7 @@ def main() -> None:
         params,
         arguments,
         name=arguments.params.removeprefix("train."),
-        inputs=[
-            arguments.checkpoint / MANIFEST,
-            *(arguments.data / name / ".nv-meta/index.uuid" for name in params.data.blend),
-        ],
+        inputs=[arguments.checkpoint / MANIFEST, *blend.indexes.values()],
         imports="nvlm.train.loop",
         progress=lambda: max(steps_in(run.directory), default=0),
     )

@@ -59,6 +59,16 @@ def test_the_five_kinds(directory_of_records):
         ),
         ({"turns": [{"from": "human", "value": "Hi"}]}, "without an answer"),
         ({"turns": [{"who": "human"}]}, "no turn of a conversation"),
+        (
+            {"turns": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a <image>"}]},
+            "the text of turn 1 holds the mark <image>",
+        ),
+        (
+            {"image": "images/a.png", "question": "?", "answers": ["<image>"]},
+            "the answer holds the mark <image>",
+        ),
+        ({"image": "images/a.png", "caption": "<image>x"}, "the caption holds the mark <image>"),
+        ({"image": "images/a.png", "text": "<image>"}, "the text holds the mark <image>"),
     ],
 )
 def test_bad_lines_are_named(directory_of_records, line, words):

@@ -13,7 +13,9 @@ def test_params_are_composed_from_conf():
     assert Path("params.yaml").read_text() == composed([]), "run python src/compose_params.py"
 
 
-@pytest.mark.parametrize("overrides", [[], ["scale=full"], ["train.sft_72b.lr=3e-5"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["scale=full"], ["scale=node"], ["scale=card"], ["train.sft_72b.lr=3e-5"]]
+)
 def test_same_bytes_as_dvc_exp_run(overrides, tmp_path):
     out = tmp_path / "params.yaml"
     compose_and_dump(out, str(Path("conf").resolve()), None, "config", "", overrides)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.checkpoint.build import with_adapter
 from tests.parallel.grids import make_checkpoint, train_params
 
 import train
+from nvlm.checkpoint.format.adapter import Adapter
 from nvlm.errors import UserError
 from nvlm.parallel.grid import GridParams
 
@@ -100,6 +102,17 @@ def test_half_a_model(start, checkpoint, monkeypatch):
     arguments = [str(half) if word == str(checkpoint) else word for word in sys.argv]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(UserError, match="language is half a model: combine it first"):
+        start()
+
+
+def test_an_adapter_that_is_not_folded_in(start, checkpoint, tmp_path, monkeypatch):
+    adapted = tmp_path / "adapted"
+    with_adapter(checkpoint, adapted, Adapter(rank=2, alpha=4.0, targets=("q_proj",)))
+    arguments = [str(adapted) if word == str(checkpoint) else word for word in sys.argv]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(
+        UserError, match=r"adapted has an adapter .*nvlm\.checkpoint merge .*adapted"
+    ):
         start()
 
 

@@ -80,14 +80,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--layers-per-stage", type=int, nargs="+", metavar="N", help="decoder layers, a stage each"
     )
     verb("merge", _merge, "the adapter of a checkpoint folded into its weights", "IN", "OUT")
-    verb("export-megatron", _export_megatron, "Megatron-LM's torch format", "IN", "OUT")
+    added = verb("export-megatron", _export_megatron, "for Megatron-LM", "IN", "OUT")
+    added.add_argument(
+        "--format",
+        choices=("torch", "torch_dist"),
+        default="torch",
+        help="torch: a file a rank (default); torch_dist: one set of files for every grid",
+    )
     added = verb(
         "import-megatron",
         _import_megatron,
-        "from Megatron-LM's torch format, running nothing that is pickled in it",
+        "from Megatron-LM's torch or torch_dist format, running nothing that is pickled in it",
         *("IN", "OUT"),
     )
     added.add_argument("--vocabulary", type=int, metavar="ROWS", help="rows without padding")
+    added.add_argument(
+        "--tensor",
+        type=int,
+        metavar="N",
+        help="tensor-parallel ranks to lay a torch_dist checkpoint out for (default: who saved it)",
+    )
     added.add_argument(
         "--rope-theta", type=float, help="instead of args.rotary_base, 10000 in upstream's files"
     )
@@ -208,6 +220,11 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _export_megatron(arguments: argparse.Namespace) -> None:
+    if arguments.format == "torch_dist":
+        from nvlm.checkpoint.megatron.dist_exporting import export_torch_dist
+
+        export_torch_dist(arguments.source, arguments.out)
+        return
     from nvlm.checkpoint.megatron.exporting import export_megatron
 
     export_megatron(arguments.source, arguments.out)
@@ -220,6 +237,7 @@ def _import_megatron(arguments: argparse.Namespace) -> None:
         vocabulary=arguments.vocabulary,
         rope_theta=arguments.rope_theta,
         vision_heads=arguments.vision_heads,
+        tensor=arguments.tensor,
         tokenizer=arguments.tokenizer,
         dtype=arguments.dtype,
         projector=_projector_params(arguments) if arguments.fresh_projector else None,

@@ -44,7 +44,7 @@ class Caption:
     caption: str
 
     def __post_init__(self) -> None:
-        _check_texts(caption=self.caption)
+        _check_answers(caption=self.caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Question:
         if not self.answers:
             raise BadRecordError("no answer")
         for answer in self.answers:
-            _check_texts(answer=answer)
+            _check_answers(answer=answer)
         if not self.weights:
             object.__setattr__(self, "weights", [1.0] * len(self.answers))
         if len(self.weights) != len(self.answers) or min(self.weights) < 0 or not sum(self.weights):
@@ -113,7 +113,7 @@ class Reading:
     boxes: Sequence[Box] = ()  # one a word, or none; in pixels of the image
 
     def __post_init__(self) -> None:
-        _check_texts(text=self.text)
+        _check_answers(text=self.text)
         if self.boxes and len(self.boxes) != len(self.words):
             raise BadRecordError(f"{len(self.boxes)} boxes for {len(self.words)} words")
         if not all(math.isfinite(side) for box in self.boxes for side in box):
@@ -135,7 +135,7 @@ class Dialogue:
     """Turns over any number of images, from none: SimilarityInterleavedSample.
 
     Megatron's loader reads conversations from that type's ``texts``, as LLaVA's pairs of ``from``
-    and ``value``; ``<image>`` in a human's text stands for an image.
+    and ``value``; ``<image>`` in a human's text stands for an image, and is refused in an answer.
     """
 
     sample_type: ClassVar[str] = "SimilarityInterleavedSample"
@@ -149,7 +149,8 @@ class Dialogue:
         for number, (speaker, text) in enumerate(self.turns):
             if speaker != ("human", "gpt")[number % 2]:
                 raise BadRecordError(f"turn {number} is the {speaker}'s again")
-            _check_texts(**{f"text of turn {number}": text})
+            check = _check_answers if speaker == "gpt" else _check_texts
+            check(**{f"text of turn {number}": text})
 
     def annotation(self) -> dict[str, Any]:
         """The turns as LLaVA spells them."""
@@ -237,3 +238,15 @@ def _check_texts(**texts: Any) -> None:
             raise BadRecordError(f"the {name} is {text!r}, not a text")
         if not text.strip():
             raise BadRecordError(f"the {name} is empty")
+
+
+def _check_answers(**texts: Any) -> None:
+    """As ``_check_texts``, of what a model is to learn to say: it cannot show an image.
+
+    Upstream takes the mark for an image there too, of which it then has one too few; here it would
+    be trained on as a text.
+    """
+    _check_texts(**texts)
+    for name, text in texts.items():
+        if IMAGE in text:
+            raise BadRecordError(f"the {name} holds the mark {IMAGE}")

@@ -102,17 +102,13 @@ def reduce_shared(model: NVLM, mesh: DeviceMesh) -> None:
 def _shared_gradients(model: NVLM) -> Iterable[Tensor]:
     split = model.split is not None and model.split.active
     for name, parameter in model.language_model.named_parameters():
-        if parameter.grad is None:
-            continue
-        *_, module, kind = name.split(".")
-        in_norm = split and module in NORMS
-        if in_norm or (kind in {DOWN, UP} and adapter_split(_in_layer(name)) is None):
+        parts = name.split(".")
+        if parts[-1] in {DOWN, UP}:
+            shared = adapter_split(".".join(parts[-3:])) is None
+        else:
+            shared = split and parts[-2] in NORMS
+        if shared and parameter.grad is not None:
             yield parameter.grad
-
-
-def _in_layer(name: str) -> str:
-    """The name of an adapter's matrix within its layer, such as ``mlp.up_proj.lora_A``."""
-    return ".".join(name.split(".")[-3:])
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -29,18 +29,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line. What a verb needs is imported when it runs, so that help is quick."""
     parser = argparse.ArgumentParser(prog="python -m nvlm.train", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    text = "memory, time and cost of each run at full scale, without GPUs or weights"
+    text = "memory, time and cost of each run, without GPUs or weights"
     plan = verbs.add_parser(
         "plan",
         help=text,
         description=f"{text[0].upper()}{text[1:]}. Plans the published models on the parameters "
-        "of conf/ at scale=full, or a checkpoint on those of params.yaml.",
+        "of conf/ at scale=full (or node, card), or a checkpoint on those of params.yaml.",
     )
     plan.add_argument(
         "overrides",
         nargs="*",
         metavar="OVERRIDE",
-        help="values of conf/ to change, such as train.sft_72b.grid.shard=8",
+        help="values of conf/ to change, such as scale=node or train.sft_72b.grid.shard=8",
     )
     plan.add_argument(
         "--params", metavar="SECTION", help="one training stage (default: the recipe's four)"
@@ -48,11 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--checkpoint", type=Path, help="plan this model on params.yaml, as src/train.py would"
     )
-    plan.add_argument("--card", default="h100", help="a100, h100, h200 or b200 (%(default)s)")
-    plan.add_argument("--memory-gib", type=float, help="of one card (default: the card's)")
     plan.add_argument(
-        "--gpus", type=int, default=128, help="of the grids to compare (default: %(default)s)"
+        "--card", default="h100", help="a100, h100, h200, b200 or rtx4090 (%(default)s)"
     )
+    plan.add_argument("--memory-gib", type=float, help="of one card (default: the card's)")
+    plan.add_argument("--gpus", type=int, help="of the grids to compare (default: the run's own)")
     plan.add_argument("--price", type=float, default=2.5, help="$ a GPU-hour (%(default)g)")
     plan.add_argument(
         "--rate",
@@ -96,7 +96,7 @@ def _market(arguments: argparse.Namespace) -> Market:
 
 def _plan(arguments: argparse.Namespace) -> None:
     memory = arguments.memory_gib
-    if (memory is not None and memory <= 0) or arguments.gpus < 1:
+    if (memory is not None and memory <= 0) or (arguments.gpus is not None and arguments.gpus < 1):
         raise UserError("--memory-gib should be more than 0, and --gpus 1 or more")
     if arguments.checkpoint is not None:
         _plan_checkpoint(arguments)
@@ -128,50 +128,71 @@ def _plan_checkpoint(arguments: argparse.Namespace) -> None:
 
 def _plan_published(arguments: argparse.Namespace) -> None:
     from nvlm.checkpoint.format.layout import padded_rows
-    from nvlm.checkpoint.format.published import PUBLISHED
-    from nvlm.params import (
-        composed,  # src/compose_params.py: the one reader of conf/
-        parse_params,
-    )
+    from nvlm.checkpoint.format.published import SCALES
+    from nvlm.params import composed, parse_params
     from nvlm.train.planning.cost import evaluation_hours
     from nvlm.train.planning.plan import (
+        ADAPTED,
+        ADAPTED_GPUS,
         describe,
         describe_grids,
         describe_time,
         plan_grids,
         plan_run,
+        rounded,
     )
 
     market = _market(arguments)
     memory = market.card.memory_gib
 
-    values = OmegaConf.create(composed(["scale=full", *arguments.overrides]))
+    chosen = any(override.startswith("scale=") for override in arguments.overrides)
+    values = OmegaConf.create(composed([*([] if chosen else ["scale=full"]), *arguments.overrides]))
+    if values.scale not in SCALES:
+        raise UserError(
+            f"scale={values.scale} has no published models (but {', '.join(SCALES)}): plan a "
+            "checkpoint of it, with --checkpoint"
+        )
+    published = SCALES[values.scale]
     for section in _sections(arguments):
         branch = section.rpartition("_")[2]
         content = OmegaConf.select(values, section)
-        if branch not in PUBLISHED or not isinstance(content, DictConfig):
+        if branch not in published or not isinstance(content, DictConfig):
             raise UserError(f"--params {section}: should be of {', '.join(SECTIONS)}")
         params = parse_params(content, TrainParams, section)
-        architecture = PUBLISHED[branch]
+        architecture = published[branch]
         assert architecture.language
         multiple: int = values.model[f"lm_{branch}"].make_vocabulary_divisible_by
         padded = padded_rows(
             architecture.language.vocabulary, multiple=multiple, tensor=params.grid.tensor
         )
         plan = plan_run(params, architecture, padded)
-        grids = plan_grids(params, architecture, multiple, arguments.gpus)
+        gpus = arguments.gpus or params.grid.processes
+        grids = plan_grids(params, architecture, multiple, gpus)
         print(f"{section}\n{describe(plan, memory)}")
         print(describe_time(plan, architecture, market))
         ranked = describe_grids(grids, architecture, market)
-        print(f"grids of {arguments.gpus} GPUs, on counted work and assumed rates:\n{ranked}\n")
+        print(f"grids of {gpus} GPUs, on counted work and assumed rates:\n{ranked}\n")
         if section.startswith("train.sft"):
+            if params.lora is None:
+                gpus, adapted = ADAPTED_GPUS[branch], replace(params, lora=ADAPTED)
+                grids = plan_grids(adapted, architecture, multiple, gpus)
+                ranked = describe_grids(grids, architecture, market)
+                print(
+                    f"the same with low-rank adaptation, rank {ADAPTED.rank} on all layers, grids "
+                    f"of {gpus} GPUs:\n{ranked}\n"
+                )
             tensor, batch = params.grid.tensor, int(values.eval.run.batch_size)
             hours = evaluation_hours(
-                architecture, market.card, market.rates, tensor=tensor, batch=batch
+                architecture,
+                market.card,
+                market.rates,
+                tensor=tensor,
+                batch=batch,
+                tasks=values.data.eval,
             )
             print(
-                f"evaluation of the {branch}, expected: {hours:,.0f} hours on {tensor} GPUs, "
-                f"{hours * tensor:,.0f} GPU-hours, {hours * tensor * market.price:,.0f} $\n"
+                f"evaluation of the {branch}, expected: {rounded(hours)} hours on {tensor} GPUs, "
+                f"{rounded(hours * tensor)} GPU-hours, {hours * tensor * market.price:,.0f} $\n"
             )
 
 

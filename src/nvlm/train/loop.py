@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.blend import find_blend
 from nvlm.data.loading.loader import build_loader
 from nvlm.errors import UserError
 from nvlm.model.tokens import load_tokenizer
@@ -58,6 +59,7 @@ def train(
     run = identify(params, checkpoint, data, out)
     snapshots = Snapshots(run, trainer, loader, curves, logs)
     observer = Observer(params, trainer, tokenizer, logs)
+    observer.start(find_blend(data, params.data.blend))
     done, anew = snapshots.restore()
     if anew:  # other samples than those that came before
         loader = read(seed=params.data.seed + done)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvlm.atomic import write_text
-from nvlm.data.loading.loader import LEFT_OUT
+from nvlm.data.loading.blend import LEFT_OUT, find_blend
 from nvlm.errors import UserError
 from nvlm.train.params import TrainParams
 
@@ -56,12 +56,13 @@ def identify(params: TrainParams, checkpoint: Path, data: Path, out: Path) -> Ru
     """The run that trains ``checkpoint`` on the blend in ``data`` by ``params``.
 
     The manifest of a checkpoint holds the digest of each of its files, and a dataset's index.uuid
-    is derived from its shards.
+    is derived from its shards; a dataset that is missing has none.
     """
     values = asdict(params)
     determining = {name: value for name, value in values.items() if name not in WATCHING}
     inputs = {"checkpoint": checkpoint / "checkpoint.json"} | {
-        f"dataset {name}": data / name / ".nv-meta" / "index.uuid" for name in params.data.blend
+        f"dataset {name}": index
+        for name, index in find_blend(data, params.data.blend).indexes.items()
     }
     if (left_out := data.parent / LEFT_OUT).is_file():
         inputs["samples left out"] = left_out

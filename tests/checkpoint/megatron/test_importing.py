@@ -243,7 +243,7 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
 def test_release_and_iterations(exported):
     latest = exported / "latest_checkpointed_iteration.txt"
     (exported / "iter_0000001").rename(exported / "release")
-    refused(exported, "has no mp_rank_TT")
+    refused(exported, "has neither mp_rank_TT")
     latest.write_text("release\n")
     import_megatron(exported, exported.parent / "one", ImportOptions())
     latest.write_text("../..")

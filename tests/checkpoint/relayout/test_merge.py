@@ -117,14 +117,24 @@ def test_an_adapter_is_seen_by_who_looks_at_checkpoints(tmp_path):
     assert differing == {adapter_path(layer) for layer in range(4)}
 
 
-def test_what_is_refused(tmp_path):
+def test_a_checkpoint_without_an_adapter_is_not_merged(tmp_path):
     build_combined(tmp_path)
     with pytest.raises(UserError, match="combined has no adapter to fold in"):
         merge_adapter(tmp_path / "combined", tmp_path / "x")
-    with_adapter(tmp_path / "combined", tmp_path / "adapted", SOME)
-    with pytest.raises(UserError, match=r"this format has no place for: .*nvlm\.checkpoint merge"):
-        export_megatron(tmp_path / "adapted", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_megatron_gets_the_merged_model(tmp_path):
+    build_combined(tmp_path)
+    with_adapter(tmp_path / "combined", tmp_path / "adapted", SOME)
+    merge_adapter(tmp_path / "adapted", tmp_path / "merged")
+    for name in ("adapted", "merged"):
+        export_megatron(tmp_path / name, tmp_path / f"{name}_megatron")
+    files = sorted((tmp_path / "merged_megatron").rglob("*.pt"))
+    assert len(files) == 2
+    for path in files:
+        other = tmp_path / "adapted_megatron" / path.relative_to(tmp_path / "merged_megatron")
+        assert other.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from PIL import Image
 from tests.data.loading.test_batch import FIRST, TEXT_ONLY
 
 from nvlm.data.loading.batch import collate
+from nvlm.data.loading.blend import find_blend
 from nvlm.data.loading.inspection import draw_contact_sheet, draw_histograms, inspect, samples_of
-from nvlm.data.loading.loader import blend_text, build_loader
+from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.params import LoaderParams
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,7 +66,7 @@ def test_plots_of_a_blend(datasets, tokenizer, architecture, tmp_path):
 def test_energon_reads_the_blend(datasets, tmp_path):
     path = tmp_path / "blends" / "sft.yaml"
     path.parent.mkdir()
-    path.write_text(blend_text(datasets, PARAMS, path.parent))
+    path.write_text(find_blend(datasets, PARAMS.blend).metadataset(path.parent))
     assert str(tmp_path) not in path.read_text()
     dataset = get_train_dataset(
         path,

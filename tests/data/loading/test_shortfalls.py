@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.data.loading.test_loader import PARAMS
 
+from nvlm.data.loading.blend import find_blend
 from nvlm.data.loading.inspection import inspect
 from nvlm.data.loading.inspection_report import report_text
 from nvlm.data.loading.loader import build_loader
@@ -113,11 +114,11 @@ def test_an_image_that_cannot_be_decoded(build, datasets, tmp_path):
 def test_the_report(build, datasets, whole, tokenizer):
     length = int(np.median(list(whole["strips"].values())))
     params = replace(PARAMS, packing=False, sequence_length=length)
-    pages = []
+    blend, pages = find_blend(datasets, PARAMS.blend), []
     for _ in range(2):
         loader = build(rows=4, sequence_length=length)
         statistics, _ = inspect(loader, 20, tokens_per_tile=4, shown=1)
-        pages.append(report_text("sft_9b", statistics, params, tokenizer, datasets))
+        pages.append(report_text("sft_9b", statistics, params, blend, tokenizer))
     page, tally = pages[0], statistics.tally
     assert page == pages[1]
     assert "# What sft_9b reads" in page
@@ -128,12 +129,13 @@ def test_the_report(build, datasets, whole, tokenizer):
     assert f"| captions | 1 | 25.0% | {tally.read('captions')} | 0 | 0 | 0 |  |" in page
 
 
-def test_questions_without_an_instruction_are_told_of(build, datasets, tokenizer, tmp_path):
+def test_questions_without_an_instruction_are_told_of(build, datasets, tokenizer):
     """The packaged questions hold their instruction in the text; a record's own may hold none."""
+    blend = find_blend(datasets, PARAMS.blend)
     statistics, _ = inspect(build(rows=4), 10, tokens_per_tile=4, shown=1)
-    assert "**Asked without" not in report_text("x", statistics, PARAMS, tokenizer, datasets)
+    assert "**Asked without" not in report_text("x", statistics, PARAMS, blend, tokenizer)
     bare = {"strips": tokenizer("user\nwhich digits?").input_ids}
     statistics.prompts.update(bare)
-    page = report_text("x", statistics, PARAMS, tokenizer, datasets)
+    page = report_text("x", statistics, PARAMS, blend, tokenizer)
     assert page.count("**Asked without") == 1
     assert "- strips: `user\\nwhich digits?`\n  **Asked without" in page

@@ -1,5 +1,6 @@
 """Conversations, about an image or none."""
 
+import pyarrow
 from tests.data.published.layout import (
     JPEG,
     Published,
@@ -9,6 +10,15 @@ from tests.data.published.layout import (
 )
 
 from nvlm.data.records import Dialogue
+
+
+def table(row):
+    return pyarrow.Table.from_pylist([row])
+
+
+def listed(row):
+    return [row]
+
 
 LLAVA_TURNS = [
     {"from": "human", "value": "What is this?\n<image>"},
@@ -60,6 +70,23 @@ CONVERSATIONS = {
         },
         [LLAVA],
     ),
+    "llava_pretrain": Published(
+        {
+            "blip_laion_cc_sbu_558k.json": [
+                {
+                    "id": "004539375",
+                    "image": "00453/004539375.jpg",
+                    "conversations": [
+                        {"from": "human", "value": "Render a clear and concise summary.\n<image>"},
+                        {"from": "gpt", "value": "a cube"},
+                    ],
+                }
+            ],
+            "images.zip": zipped({"00453/004539375.jpg": JPEG}),
+        },
+        [one_turn("Render a clear and concise summary.\n<image>", "a cube")],
+    ),
+    # Publishers put other forms and languages of the same beside the wanted file.
     "sharegpt": Published(
         {
             "ShareGPT_V3_unfiltered_cleaned_split.json": [
@@ -73,7 +100,15 @@ CONVERSATIONS = {
                     ],
                 }
             ],
-            "slimorca.jsonl": lines(
+            "ShareGPT_V3_unfiltered_cleaned_split_no_imsorry.json": [{"conversations": []}],
+            "dataset_infos.json": {},
+        },
+        [one_turn("Hi", "Hello")],
+        [[]],
+    ),
+    "slimorca": Published(
+        {
+            "oo-labeled_correct.gpt4.sharegpt.jsonl": lines(
                 {
                     "conversations": [
                         {"from": "system", "value": "Be brief.", "weight": None},
@@ -83,19 +118,79 @@ CONVERSATIONS = {
                 }
             ),
         },
-        [one_turn("Hi", "Hello"), one_turn("Be brief.\n\nHi", "Hello")],
-        [[], []],
+        [one_turn("Be brief.\n\nHi", "Hello")],
+        [[]],
     ),
-    "alpaca": Published(
+    "evolinstruct": Published(
+        {
+            "WizardLM_evol_instruct_V2_143k.json": [
+                {
+                    "idx": "1",
+                    "conversations": [
+                        {"from": "human", "value": "Hi"},
+                        {"from": "gpt", "value": "Hello"},
+                    ],
+                }
+            ]
+        },
+        [one_turn("Hi", "Hello")],
+        [[]],
+    ),
+    "alpaca_gpt4": Published(
         {
             "alpaca_gpt4_data.json": [
                 {"instruction": "Add.", "input": "1 and 2", "output": "3"},
                 {"instruction": "Greet.", "input": "", "output": "Hi"},
-            ]
+            ],
+            "alpaca_gpt4_data_zh.json": [{"instruction": "?", "input": "", "output": "!"}],
         },
         [one_turn("Add.\n1 and 2", "3"), one_turn("Greet.", "Hi")],
         [[], []],
     ),
+    **{
+        name: Published(
+            {file: make({asked: "Hi", answered: "Hello", **others})},
+            [one_turn("Hi", "Hello")],
+            [[]],
+        )
+        for name, file, make, asked, answered, others in (
+            ("ultrainteract", "0000_sft.parquet", table, "instruction", "response", {"id": "0"}),
+            (
+                "orca_math_word_problems",
+                "data/train-00000-of-00001.parquet",
+                table,
+                "question",
+                "answer",
+                {},
+            ),
+            ("mathinstruct", "MathInstruct.json", listed, "instruction", "output", {"source": "x"}),
+            (
+                "metamath",
+                "MetaMathQA-395K.json",
+                listed,
+                "query",
+                "response",
+                {"type": "GSM_AnsAug", "original_question": "?"},
+            ),
+            (
+                "glaive_code_assistant",
+                "c9bc9129-eba0-4b10-8292-4ae70fc7fa0d.json",
+                listed,
+                "question",
+                "answer",
+                {},
+            ),
+            (
+                "magicoder",
+                "data-oss_instruct-decontaminated.jsonl",
+                lines,
+                "problem",
+                "solution",
+                {"lang": "python", "seed": "x"},
+            ),
+            ("wizardcoder", "EvolInstruct-Code-80k.json", listed, "instruction", "output", {}),
+        )
+    },
     "gpteacher": Published(
         {
             f"{name}.json": [{"instruction": "Greet.", "input": "", "response": name}]

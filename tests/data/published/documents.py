@@ -5,40 +5,50 @@ from tests.data.published.layout import (
     JPEG,
     PNG,
     Published,
+    lines,
+    one_turn,
     question,
 )
 
 from nvlm.data.records import Choice, Dialogue, Question
 
+
+def downstream(name, pages):
+    """A row of mPLUG's mix for the dataset ``name``, and one of another."""
+    names = [f"./imgs/{name}/{page}.png" for page in range(pages)]
+    messages = [
+        {"role": "user", "content": "<|image|>" * pages + "How many?"},
+        {"role": "assistant", "content": "2"},
+    ]
+    return Published(
+        {
+            "train.jsonl": lines(
+                {"image": names, "messages": messages, "task_name": "qa", "dataset_name": name},
+                {"image": ["./imgs/ChartQA/0.png"], "messages": [], "dataset_name": "ChartQA"},
+            ),
+            **{name.removeprefix("./"): JPEG for name in names},
+        },
+        [one_turn("<image>" * pages + "How many?", "2")],
+        [[JPEG] * pages],
+    )
+
+
 DOCUMENTS = {
     "ocr_vqa": Published(
         {
-            "dataset.json": {
-                "1421506": {
-                    "imageURL": "http://images.example.org/1421506.jpg",
-                    "questions": ["Who wrote this book?", "Is it a comic?"],
-                    "answers": ["A. Writer", "No"],
-                    "title": "Cubes",
-                    "authorName": "A. Writer",
-                    "genre": "Reference",
-                    "split": 1,
-                },
-                "1421507": {"questions": ["?"], "answers": ["x"], "split": 3},
-                "1421508": {
-                    "imageURL": "http://images.example.org/I/51+x.L._SL.gif",
-                    "questions": ["Which genre?"],
-                    "answers": ["Law"],
-                    "split": 1,
-                },
-            },
-            "images/1421506.jpg": JPEG,
-            "images/1421508.gif": JPEG,
+            "data/train-00000-of-00016-7de80f046ddc3f89.parquet": pyarrow.table(
+                {
+                    "image": [{"bytes": JPEG, "path": None}],
+                    "image_id": ["1421506"],
+                    "questions": [["Who wrote this book?", "Is it a comic?"]],
+                    "answers": [["A. Writer", "No"]],
+                    "ocr_tokens": [["CUBES"]],
+                    "title": ["Cubes"],
+                    "set_name": ["train"],
+                }
+            )
         },
-        [
-            question("Who wrote this book?", "A. Writer"),
-            question("Is it a comic?", "No"),
-            question("Which genre?", "Law"),
-        ],
+        [question("Who wrote this book?", "A. Writer"), question("Is it a comic?", "No")],
     ),
     "chartqa": Published(
         {
@@ -55,7 +65,7 @@ DOCUMENTS = {
     ),
     "dvqa": Published(
         {
-            "train_qa.json": [
+            "qa/train_qa.json": [
                 {
                     "question": "How many bars are there?",
                     "question_id": 14440250,
@@ -71,7 +81,7 @@ DOCUMENTS = {
     ),
     "plotqa": Published(
         {
-            "qa_pairs_V2.json": {
+            "qa_pairs_v2.json": {
                 "qa_pairs": [
                     {
                         "image_index": 5,
@@ -94,7 +104,7 @@ DOCUMENTS = {
             },
             "png/5.png": JPEG,
         },
-        [question("What is the maximum?", "0.35"), question("Is it?", "Yes")],
+        [question("What is the maximum?", "0.35")],  # one row in eight,
     ),
     "docvqa": Published(
         {
@@ -141,9 +151,9 @@ DOCUMENTS = {
         },
         [question("How many?", "3")],
     ),
-    "docmatix": Published(
+    "interleaved": Published(
         {
-            "data/train-00000-of-00200.parquet": pyarrow.table(
+            "dvqa/train-00000-of-00200.parquet": pyarrow.table(
                 {
                     "images": [[{"bytes": PNG, "path": None}, {"bytes": JPEG, "path": None}]],
                     "texts": [
@@ -152,6 +162,7 @@ DOCUMENTS = {
                             {"user": "Pages?", "assistant": "Two.", "source": "PDFA"},
                         ]
                     ],
+                    "relevance_ratings": [[5, 4]],
                 }
             )
         },
@@ -166,6 +177,69 @@ DOCUMENTS = {
             )
         ],
         [[PNG, JPEG]],
+    ),
+    "onevision": Published(
+        {
+            "UniGeo(MathV360K)/train-00000-of-00001.parquet": pyarrow.table(
+                {
+                    "id": ["0", "1"],
+                    "image": [{"bytes": JPEG, "path": "0.png"}, None],
+                    "conversations": [
+                        [
+                            {"from": "human", "value": "<image>\nWhich angle?"},
+                            {"from": "gpt", "value": "45"},
+                        ],
+                        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+                    ],
+                    "data_source": ["unigeo", "text"],
+                }
+            )
+        },
+        [one_turn("<image>\nWhich angle?", "45"), one_turn("Hi", "Hello")],
+        [[JPEG], []],
+    ),
+    "wikitablequestions": downstream("WikiTableQuestions", pages=1),
+    "dude": downstream("DUDE", pages=2),
+    "screenqa": Published(
+        {
+            "train.json": [
+                {
+                    "image_id": "0",
+                    "image_width": 1080,
+                    "image_height": 1920,
+                    "question": "What is the name?",
+                    "ground_truth": [
+                        {
+                            "full_answer": "The name is Cube.",
+                            "ui_elements": [{"text": "Cube", "bounds": [1, 2, 3, 4]}],
+                        },
+                        {"full_answer": "It is Cube.", "ui_elements": []},
+                    ],
+                }
+            ],
+            "combined/0.jpg": JPEG,
+        },
+        [
+            Question(
+                question="What is the name?",
+                answers=["The name is Cube.", "It is Cube."],
+                weights=[0.5, 0.5],
+            )
+        ],
+    ),
+    "geometry3k": Published(
+        {
+            "train/7/data.json": {
+                "problem_text": "Find x.",
+                "choices": ["2", "4", "6", "8"],
+                "answer": "C",
+                "precise_value": [2.0, 4.0, 6.0, 8.0],
+                "problem_type_graph": ["Triangle"],
+            },
+            "train/7/logic_form.json": {},
+            "train/7/img_diagram.png": JPEG,
+        },
+        [Choice(question="Find x.", choices=["2", "4", "6", "8"], correct=2)],
     ),
     "ai2d": Published(
         {
@@ -257,7 +331,7 @@ DOCUMENTS = {
     ),
     "tabmwp": Published(
         {
-            "tabmwp/problems_train.json": {
+            "data/tabmwp/problems_train.json": {
                 "1": {
                     "question": "What is the sum?",
                     "choices": None,
@@ -269,7 +343,7 @@ DOCUMENTS = {
                     "split": "train",
                 }
             },
-            "tabmwp/tables/1.png": JPEG,
+            "data/tabmwp/tables/1.png": JPEG,
         },
         [question("What is the sum?", "12")],
     ),

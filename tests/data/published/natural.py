@@ -5,6 +5,7 @@ from tests.data.published.layout import (
     PNG,
     Published,
     answers,
+    lines,
     question,
     tar,
 )
@@ -188,5 +189,129 @@ NATURAL = {
             "coco-text/COCO_train2014_000000000009.jpg": JPEG,
         },
         [question("What does it say?", "STOP")],
+    ),
+    "tallyqa": Published(
+        {
+            "tallyqa/train.json": [
+                {
+                    "image": "train2014/COCO_train2014_000000000009.jpg",
+                    "answer": 3,
+                    "data_source": "imported_vqa",
+                    "question_id": 9000,
+                    "image_id": 9,
+                    "question": "How many bins?",
+                },
+                {
+                    "image": "VG_100K_2/1.jpg",
+                    "answer": 0,
+                    "issimple": True,
+                    "question_id": 30098807,
+                    "question": "How many dogs?",
+                },
+            ],
+            "tallyqa/test.json": [],
+            COCO_IMAGE: JPEG,
+            "VG_100K_2/1.jpg": JPEG,
+        },
+        [question("How many bins?", "3"), question("How many dogs?", "0")],
+    ),
+    "visual7w": Published(
+        {
+            "dataset_v7w_telling.json": {
+                "dataset": "visual7w-telling",
+                "images": [
+                    {
+                        "image_id": number,
+                        "filename": f"v7w_{number}.jpg",
+                        "split": split,
+                        "qa_pairs": [
+                            {
+                                "qa_id": number,
+                                "question": "What is it?",
+                                "answer": "A cube.",
+                                "multiple_choices": ["A ball.", "A cone.", "A ring."],
+                                "image_id": number,
+                                "type": "what",
+                            }
+                        ],
+                    }
+                    for number, split in ((2405722, "train"), (2405723, "val"))
+                ],
+            },
+            "images/v7w_2405722.jpg": JPEG,
+        },
+        [
+            Choice(
+                question="What is it?",
+                choices=["A ball.", "A cube.", "A cone.", "A ring."],
+                correct=1,
+            )
+        ],
+    ),
+    "vizwiz": Published(
+        {
+            "Annotations/train.json": [
+                {
+                    "image": "VizWiz_train_00000000.jpg",
+                    "question": "What is it?",
+                    "answers": answers("soup", "soup", "can of soup", "soup"),
+                    "answer_type": "other",
+                    "answerable": 1,
+                }
+            ],
+            "Annotations/val.json": [],
+            "train/VizWiz_train_00000000.jpg": JPEG,
+        },
+        [Question(question="What is it?", answers=["soup", "can of soup"], weights=[0.75, 0.25])],
+    ),
+    "super_clevr": Published(
+        {
+            "superCLEVR_questions_30k.json": {
+                "info": {},
+                "questions": [
+                    {
+                        "image_filename": f"superCLEVR_new_{image:06d}.png",
+                        "question": asked,
+                        "answer": answer,
+                        "program": [],
+                    }
+                    for image, asked, answer in (
+                        (0, "Is there a bus?", True),
+                        (19999, "How many buses?", 1),
+                        (20000, "Is there a car?", False),
+                    )
+                ],
+            },
+            "images/superCLEVR_new_000000.png": JPEG,
+            "images/superCLEVR_new_019999.png": JPEG,
+        },
+        [question("Is there a bus?", "yes"), question("How many buses?", "1")],
+    ),
+    "vsr": Published(
+        {
+            "train.jsonl": lines(
+                {
+                    "image": "000000050403.jpg",
+                    "image_link": "http://images.example.org/train2017/000000050403.jpg",
+                    "caption": "The bear is in the person.",
+                    "label": 1,
+                    "relation": "in",
+                    "vote_true_validator_id": [2],
+                },
+                {
+                    "image": "000000401446.jpg",
+                    "caption": "The umbrella is far from the horse.",
+                    "label": 0,
+                },
+            ),
+            "train2017/000000050403.jpg": JPEG,
+            "val2017/000000401446.jpg": JPEG,
+        },
+        [
+            question("Is this statement true of the image? The bear is in the person.", "yes"),
+            question(
+                "Is this statement true of the image? The umbrella is far from the horse.", "no"
+            ),
+        ],
     ),
 }

@@ -181,6 +181,49 @@ READING = {
             )
         ],
     ),
+    "funsd": Published(
+        {
+            "dataset/training_data/annotations/0000971160.json": {
+                "form": [
+                    {
+                        "box": [84, 109, 136, 119],
+                        "text": "COMPOUND",
+                        "label": "question",
+                        "words": [{"box": [84, 109, 136, 119], "text": "COMPOUND"}],
+                        "linking": [[0, 37]],
+                        "id": 0,
+                    },
+                    {"box": [1, 2, 3, 4], "text": "", "label": "other", "words": [], "id": 1},
+                ]
+            },
+            "dataset/training_data/images/0000971160.png": JPEG,
+        },
+        [Reading(text="COMPOUND", words=["COMPOUND"], boxes=[(84.0, 109.0, 52.0, 10.0)])],
+    ),
+    "sroie": Published(
+        {
+            "0325updated.task1train(626p)/X00016469612.txt": (
+                "72,25,326,25,326,64,72,64,TAN WOON YANN\r\n"
+                "50,82,440,82,440,121,50,121,NO.5, JALAN 1,234.00\r\n\r\n"
+            ),
+            "0325updated.task1train(626p)/X00016469612.jpg": JPEG,
+        },
+        [
+            Reading(
+                text="TAN WOON YANN NO.5, JALAN 1,234.00",
+                words=["TAN WOON YANN", "NO.5, JALAN 1,234.00"],
+                boxes=[(72.0, 25.0, 254.0, 39.0), (50.0, 82.0, 390.0, 39.0)],
+            )
+        ],
+    ),
+    "iiit5k": Published(
+        {
+            "train_label.txt": "train/1009_2.png You\ntrain/1017_1.png RESORT\n",
+            "IIIT5K/train/1009_2.png": JPEG,
+            "IIIT5K/train/1017_1.png": JPEG,
+        },
+        [Reading(text=word, words=[], boxes=[]) for word in ("You", "RESORT")],
+    ),
     "pdfa_eng_wds": Published(
         {
             "pdfa-eng-train-0000.tar": tar(

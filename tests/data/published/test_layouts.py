@@ -4,7 +4,9 @@ import io
 import json
 import tarfile
 import zipfile
+from collections import Counter
 
+import pyarrow
 import pytest
 from click.testing import CliRunner
 from megatron.energon import WorkerConfig, get_loader, get_train_dataset
@@ -12,6 +14,7 @@ from megatron.energon.tools.info import command as info
 from megatron.energon.tools.lint import command as lint
 from omegaconf import OmegaConf
 from PIL import Image
+from pyarrow import parquet
 from tests.data.published.conversations import CONVERSATIONS
 from tests.data.published.documents import DOCUMENTS
 from tests.data.published.layout import JPEG
@@ -29,16 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 DATASETS = {**NATURAL, **DOCUMENTS, **CONVERSATIONS, **READING}
 TABLE = OmegaConf.load("conf/data/layouts.yaml").layouts
-FULL = OmegaConf.create(
-    {
-        "data": OmegaConf.merge(
-            OmegaConf.load("conf/data/layouts.yaml"), OmegaConf.load("conf/data/full.yaml")
-        )
-    }
-)
-
-
-OmegaConf.resolve(FULL)
 
 
 def layout(name):
@@ -47,18 +40,6 @@ def layout(name):
 
 def test_every_layout_has_a_fixture():
     assert sorted(TABLE) == sorted(DATASETS)
-
-
-@pytest.mark.parametrize("group", ["pretrain", "sft"])
-def test_every_dataset_of_the_paper_has_valid_parameters(group):
-    names = FULL.data[group]
-    assert len(names) == {"pretrain": 18, "sft": 97}[group]
-    # Each has its share of the blend, and nothing else has.
-    assert FULL.data.blends[group].keys() == names.keys()
-    for name in names:
-        parse_params(names[name], DatasetParams, f"data.{group}.{name}")
-    if group == "pretrain":
-        assert {names[name].source for name in names} == {"published"}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -96,6 +77,70 @@ def test_energon_reads_what_was_prepared(name, tmp_path):
     )
     sample = next(iter(get_loader(dataset)))
     assert type(sample).__name__ == type(DATASETS[name].contents[0]).sample_type
+
+
+def test_questions_of_a_dataset_that_is_too_large_are_thinned_out(tmp_path):
+    pairs = [{"image_index": 5, "question_string": f"{n}?", "answer": "Yes"} for n in range(17)]
+    (tmp_path / "qa_pairs_V2.json").write_text(json.dumps({"qa_pairs": pairs}))
+    (tmp_path / "png").mkdir()
+    asked = [record.content.question for record in read_layout(layout("plotqa"), tmp_path)]
+    assert asked == ["0?", "8?", "16?"]
+
+
+def test_of_many_questions_about_a_picture_some_are_kept(tmp_path):
+    def asked(count):
+        turns = [{"user": f"{n}?", "assistant": str(n), "source": "x"} for n in range(count)]
+        row = {"images": [{"bytes": JPEG, "path": None}], "texts": turns}
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "0.parquet")
+        (record,) = read_layout(layout("interleaved"), tmp_path)
+        return [text for who, text in record.content.turns if who == "gpt"]
+
+    assert asked(16) == [str(n) for n in range(16)]
+    assert asked(48) == [str(n) for n in range(0, 48, 3)]
+
+
+def test_the_right_option_may_stand_anywhere(tmp_path):
+    pairs = [
+        {"qa_id": n, "question": f"{n}?", "answer": "right", "multiple_choices": ["a", "b", "c"]}
+        for n in range(400)
+    ]
+    images = [{"filename": "0.jpg", "split": "train", "qa_pairs": pairs}]
+    (tmp_path / "dataset_v7w_telling.json").write_text(json.dumps({"images": images}))
+    (tmp_path / "images").mkdir()
+    choices = [record.content for record in read_layout(layout("visual7w"), tmp_path)]
+    assert all(choice.choices[choice.correct] == "right" for choice in choices)
+    places = Counter(choice.correct for choice in choices)
+    assert all(70 < places[place] < 130 for place in range(4))  # 100 each, give or take 3 sigma
+
+
+def test_conversations_whose_image_field_has_another_name(tmp_path):
+    texts = [{"user": "Hi", "assistant": "Hello"}]
+    rows = [{"picture": {"bytes": JPEG, "path": None}, "texts": texts}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    words = (
+        "no row has the field 'images', which the layout names as image: the rows have picture, "
+    )
+    for limit in (None, 1):
+        with pytest.raises(UserError, match=words):
+            list(read_layout(layout("interleaved"), tmp_path, limit=limit))
+    # A second file in which rows have it: the first is conversations about nothing.
+    images = [{"images": [{"bytes": JPEG, "path": None}], "texts": texts}]
+    parquet.write_table(pyarrow.Table.from_pylist(images), tmp_path / "1.parquet")
+    records = list(read_layout(layout("interleaved"), tmp_path))
+    assert [len(record.images) for record in records] == [0, 1]
+
+
+def test_pictures_of_two_sources(tmp_path):
+    """TallyQA's are Visual Genome's and COCO's: the roots of both are looked in, in order."""
+    DATASETS["tallyqa"].lay_out(tmp_path / "vg")
+    (tmp_path / "vg/train2014").rename(tmp_path / "coco")
+    (tmp_path / "coco").rename(tmp_path / "moved")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "coco/train2014")
+    records = read_layout(layout("tallyqa"), tmp_path / "vg", tmp_path / "coco")
+    assert [record.images[0].read() for record in records] == [JPEG, JPEG]
+    with pytest.raises(UserError, match="coco/train2017 is missing: put the dataset's images"):
+        list(read_layout(layout("vsr"), tmp_path / "vg", tmp_path / "coco"))
 
 
 def test_images_may_stay_in_archives(tmp_path):
@@ -184,6 +229,8 @@ def test_broken_annotation_files_are_named(name, text, words, tmp_path):
         ({"boxes": "circles"}, "boxes: 'circles' should be one of"),
         ({"image": ""}, "image: a caption needs one"),
         ({"colour": "red"}, "colour"),
+        ({"every": 0}, "every: from 1"),
+        ({"turns": 3}, "turns: a caption has none"),
     ],
 )
 def test_bad_layouts(change, words):

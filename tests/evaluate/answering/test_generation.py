@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.checkpoint.build import with_adapter
 from tests.evaluate import fixtures
 from tests.evaluate.small_model import (
     MAX_NEW,
@@ -24,11 +25,13 @@ from tests.evaluate.small_model import (
     texts,
 )
 
+from nvlm.checkpoint.format.adapter import Adapter
 from nvlm.checkpoint.format.architecture import (
     Architecture,
     LanguageArchitecture,
     VisionArchitecture,
 )
+from nvlm.checkpoint.relayout.merge import merge_adapter
 from nvlm.checkpoint.relayout.repartition import repartition
 from nvlm.data.loading.batch import EncodedSample
 from nvlm.data.shards.images import storable
@@ -73,6 +76,23 @@ def test_two_ranks_give_the_answers_of_one(tmp_path: Path, monkeypatch: pytest.M
     one = make_checkpoint(tmp_path / "one", tensor=1)
     become_only_rank(monkeypatch)
     assert answers == reference_answers(one, data)
+
+
+def test_an_adapter_answers_as_the_model_that_it_is_folded_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    become_only_rank(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    data = make_questions(tmp_path / "data")
+    base, adapted, merged = (tmp_path / name for name in ("combined", "adapted", "merged"))
+    make_checkpoint(tmp_path, tensor=1)
+    with_adapter(base, adapted, Adapter(rank=4, alpha=40.0, targets=("q_proj", "down_proj")))
+    merge_adapter(adapted, merged)
+    asking = Asking(task=TASK, checkpoint=adapted, data=data, out=tmp_path / "answers.jsonl")
+    work(GridParams(tensor=1), PARAMS, run_params(2), asking)
+    found = texts(asking.out, fixtures.read(data, "vqav2"))
+    assert found == reference_answers(merged, data)
+    assert found != reference_answers(base, data)
 
 
 def test_a_pipelined_checkpoint_is_refused_in_one_sentence(tmp_path: Path):

@@ -10,13 +10,16 @@ import torch
 from tests.parallel.grids import make_batch, make_checkpoint, share, train_params
 from torch.distributed.tensor import DTensor
 
+from nvlm.checkpoint.format.adapter import TARGETS
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
 from nvlm.checkpoint.format.manifest import read_manifest
 from nvlm.checkpoint.format.published import INTERNVIT_6B, PUBLISHED, QWEN2_72B
+from nvlm.checkpoint.parts.adapter import adapter_shapes
 from nvlm.errors import UserError
 from nvlm.launch.local import launch
 from nvlm.model.attention import packed_mask
 from nvlm.model.language import Stage
+from nvlm.model.lora import add_adapter
 from nvlm.model.nvlm import NVLM
 from nvlm.model.vision import Projector
 from nvlm.parallel.grid import GridParams
@@ -24,16 +27,21 @@ from nvlm.parallel.mesh import parallel_mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.params import composed
 from nvlm.train.__main__ import main
+from nvlm.train.lora import LoraParams
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.memory import layer_activations, projector_activations
 from nvlm.train.planning.plan import plan_run, rehearsal
 from nvlm.train.trainer import Trainer
 
 BOTH = ["vision_projection", "language_model"]
+LORA = LoraParams(rank=4, alpha=8.0, dropout=0.0, targets=list(TARGETS))
+SOME = LoraParams(rank=4, alpha=8.0, dropout=0.0, targets=["o_proj", "gate_proj"])
 RUNS = {
-    "TP=2 x PP=2": (GridParams(tensor=2, pipeline=2), "float32", BOTH),
-    "DP=2 in bf16": (GridParams(tensor=1, shard=2), "bfloat16", BOTH),
-    "pretraining, TP=2 in bf16": (GridParams(tensor=2), "bfloat16", ["vision_projection"]),
+    "TP=2 x PP=2": (GridParams(tensor=2, pipeline=2), "float32", BOTH, None),
+    "DP=2 in bf16": (GridParams(tensor=1, shard=2), "bfloat16", BOTH, None),
+    "pretraining, TP=2 in bf16": (GridParams(tensor=2), "bfloat16", ["vision_projection"], None),
+    "adapter, TP=2 x PP=2": (GridParams(tensor=2, pipeline=2), "float32", BOTH, LORA),
+    "adapter, DP=2 x TP=2 in bf16": (GridParams(tensor=2, shard=2), "bfloat16", BOTH, LORA),
 }
 
 
@@ -70,10 +78,10 @@ def write_sizes(checkpoint: Path, params: TrainParams, out: Path) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_model_takes_what_every_rank_of_a_real_run_takes(name, tmp_path):
-    grid, dtype, trainable = RUNS[name]
+    grid, dtype, trainable, lora = RUNS[name]
     checkpoint = make_checkpoint(tmp_path, "qwen2", grid)
     base = train_params(grid, trainable, 5)
-    params = replace(base, dtype=dtype, data=replace(base.data, max_tiles=2))
+    params = replace(base, dtype=dtype, data=replace(base.data, max_tiles=2), lora=lora)
     launch(write_sizes, grid.processes, checkpoint, params, tmp_path)
     manifest = read_manifest(checkpoint)
     plan = plan_run(params, manifest.architecture, manifest.vocabulary.padded)
@@ -121,14 +129,18 @@ TOWER = replace(INTERNVIT_6B, hidden_size=24, heads=3, layers=1, image_size=24, 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("trainable", [BOTH, ["vision_projection"]])
+@pytest.mark.parametrize(
+    ("trainable", "lora"),
+    [(BOTH, None), (["vision_projection"], None), (BOTH, LORA), (BOTH, SOME)],
+)
 @pytest.mark.parametrize("split", [False, True])
-def test_a_layers_activations_are_what_autograd_keeps(split, tensor, dtype, trainable):
+def test_a_layers_activations_are_what_autograd_keeps(split, tensor, dtype, trainable, lora):
     """On a rank of a group whose others are not there: its sums are wrong, not their sizes."""
     grid, length, rows = GridParams(tensor=tensor), 128, 2
     base = train_params(grid, trainable, 5)
     data = replace(base.data, sequence_length=length)
-    params = replace(base, dtype=dtype, data=data, micro_batch=rows, sequence_parallel=split)
+    options = {"micro_batch": rows, "sequence_parallel": split, "lora": lora}
+    params = replace(base, dtype=dtype, data=data, **options)
     compute = getattr(torch, dtype)
     with rehearsal(grid) as mesh:
         model = NVLM(Architecture(vision=TOWER, language=DECODER), 104, Stage(first=0, last=1))
@@ -136,7 +148,13 @@ def test_a_layers_activations_are_what_autograd_keeps(split, tensor, dtype, trai
         apply_tensor_parallel(model, mesh.tensor)
         if model.split is not None:
             model.split.active = split
-        decoder = model.language_model.requires_grad_("language_model" in trainable)
+        decoder = model.language_model.requires_grad_("language_model" in params.trained)
+        if lora is not None:
+            whole = {
+                name: torch.randn(shape, dtype=compute)
+                for name, shape in adapter_shapes(DECODER, lora.adapter).items()
+            }
+            add_adapter(model, mesh.tensor, lora.adapter, lambda _: whole)
         here = length // tensor if split else length
         hidden = torch.randn(rows, here, 64, dtype=compute, requires_grad=True)
         angles = decoder.model.rotary_emb(hidden, torch.arange(length)[None])
@@ -235,6 +253,32 @@ def test_the_command_counts_the_batch_and_says_which_grids_fit(plan):
     assert seconds == sorted(seconds)
     assert "snapshots: 880.1 GB each, 3 of them at once: 2,640 GB of disk" in text
     assert "evaluation of the 72b, expected: " in text
+    adapted = text.split("low-rank adaptation, rank 16 on all layers, grids of 8 GPUs:\n")[1]
+    fit = [line.split()[:4] for line in adapted.splitlines() if line.endswith("  fits")]
+    assert ["8", "1", "1", "64"] in fit and ["1", "1", "8", "8"] not in fit
+
+
+@pytest.mark.parametrize(("branch", "tensor"), [("34b", 4), ("72b", 8)])
+def test_an_adapter_leaves_room_on_one_node(branch, tensor):
+    """Frozen weights in bf16, split over the tensor ranks; masters and moments of what is added."""
+    grid = GridParams(tensor=tensor)
+    changes = {"recompute_every": 0, "sequence_parallel": True, "global_batch": 128}
+    params = full_params(grid, lora=replace(LORA, rank=16), **changes)
+    architecture = PUBLISHED[branch]
+    language = architecture.language
+    (memory,) = plan_run(params, architecture, language.vocabulary).stages
+    hidden, ffn = language.hidden_size, language.ffn_hidden_size
+    keys = language.query_groups * language.head_size
+    # Of each of the seven: what is split with its layer, and what every rank has.
+    split = hidden + 2 * keys + 2 * ffn + (hidden + ffn)
+    shared = 5 * hidden + 2 * hidden
+    adapter = 16 * language.layers * (split // tensor + shared)
+    projector = 2 * 12800 + (12800 * ffn + ffn * hidden) // tensor
+    assert memory.parameters == 4 * (adapter + projector)
+    assert memory.optimizer == pytest.approx(2 * memory.parameters, rel=1e-5)
+    total = {"34b": 34_388_917_248, "72b": 72_706_203_648}[branch]  # weights of the decoder
+    assert memory.frozen == pytest.approx(2 * (total / tensor + 5_536_496_000), rel=1e-3)
+    assert memory.peak < 0.8 * 80 * 2**30
 
 
 def test_a_card_fits_what_it_holds_with_a_tenth_of_it_spare():

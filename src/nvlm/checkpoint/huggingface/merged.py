@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nvlm.checkpoint.format.adapter import adapter_path
-from nvlm.checkpoint.format.files import read_part, read_tensors
+from nvlm.checkpoint.format.files import read_part
 from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION
 from nvlm.checkpoint.format.manifest import Manifest
 from nvlm.checkpoint.format.sharding import merge
 from nvlm.checkpoint.huggingface.nvlm_d import DUMMY_HEADS, PROJECTOR
 from nvlm.checkpoint.parts import language, projector, vision
-from nvlm.checkpoint.parts.adapter import fold
+from nvlm.checkpoint.parts.adapter import read_layer
 
 # A tensor as pieces along its first dimension: large tables are never in memory as a whole.
 Pieces = Iterator[Tensor]
@@ -32,25 +31,21 @@ def whole_tensors(source: Path, manifest: Manifest, part: str) -> Iterator[tuple
     if half == LANGUAGE and not kind.startswith("layer"):
         yield from _language_ends(source, manifest, kind)
         return
-    shards = [read_part(source, rank, part) for rank in range(manifest.grid.tensor)]
-    if half == PROJECTION:
-        for name, core in PROJECTOR.items():
-            split = projector.SPLIT.get(core)
-            yield name, _joined([shard[core] for shard in shards], split, name)
-    elif half == LANGUAGE:
+    ranks = range(manifest.grid.tensor)
+    if half == LANGUAGE:
         decoder = manifest.architecture.language
         assert decoder is not None
-        layers = [language.layer_to_hf(shard, decoder, len(shards)) for shard in shards]
-        if manifest.adapter is not None:
-            matrices = read_tensors(source / adapter_path(_number(kind)))
-            layers = [
-                fold(layer, matrices, manifest.adapter, rank, len(shards))
-                for rank, layer in enumerate(layers)
-            ]
+        layers = [read_layer(source, manifest, rank, part) for rank in ranks]
         for short in language.layer_shapes(decoder):
             name = f"{LANGUAGE}.model.layers.{_number(kind)}.{short}"
             split = language.SPLIT.get(short)
             yield name, _joined([layer[short] for layer in layers], split, name)
+        return
+    shards = [read_part(source, rank, part) for rank in ranks]
+    if half == PROJECTION:
+        for name, core in PROJECTOR.items():
+            split = projector.SPLIT.get(core)
+            yield name, _joined([shard[core] for shard in shards], split, name)
     else:
         yield from _tower(shards, manifest, kind)
 

@@ -38,6 +38,8 @@ def to_args(manifest: Manifest) -> Namespace:
     """The ``args`` of ``manifest``'s files: what a loader needs to build the same model."""
     own: dict[str, Any] = {"sources": [dataclasses.asdict(source) for source in manifest.sources]}
     grid, tower = manifest.grid, manifest.architecture.vision
+    if grid.layers_per_stage:
+        own["layers_per_stage"] = list(grid.layers_per_stage)
     if tower is not None:
         own["vision"] = dataclasses.asdict(tower)
     args = Namespace(

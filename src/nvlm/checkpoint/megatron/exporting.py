@@ -31,8 +31,9 @@ from nvlm.checkpoint.megatron.names import (
     stage_parts,
 )
 from nvlm.checkpoint.megatron.pt_writer import PendingTensor, write_pt
+from nvlm.checkpoint.parts import language
+from nvlm.checkpoint.parts.adapter import read_layer
 from nvlm.checkpoint.parts.shapes import core_shapes
-from nvlm.errors import UserError
 
 FILE = "model_optim_rng.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -41,21 +42,17 @@ LATEST = "latest_checkpointed_iteration.txt"
 def export_megatron(source: Path, destination: Path) -> None:
     """Write the checkpoint ``source`` for Megatron-LM, on the grid that it is laid out for.
 
-    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``. Raises
-    UserError if ``source`` has an adapter.
+    One part of each worker's file is in memory. The tokenizer goes to ``tokenizer/``. An adapter is
+    folded in.
     """
     manifest = read_manifest(source)
-    if manifest.adapter is not None:
-        raise UserError(
-            f"{source} has an adapter, which this format has no place for: fold it in first, with "
-            f"python -m nvlm.checkpoint merge {source} OUT"
-        )
     total = sum(entry.bytes for entry in manifest.files.values())
     with new_checkpoint(destination) as directory:
         tasks = _tasks(source, directory / f"iter_{ITERATION:07d}", manifest)
         for _ in write_files(tasks, total, "export"):
             pass
-        link_files(source, directory, {n: manifest.files[n] for n in manifest.other_files})
+        tokenizer = [name for name in manifest.other_files if name.startswith("tokenizer/")]
+        link_files(source, directory, {name: manifest.files[name] for name in tokenizer})
         write_text(directory / LATEST, str(ITERATION))
 
 
@@ -104,7 +101,7 @@ def _write_rank(
 
     def tensors() -> Iterator[Tensor]:
         for part, _ in parts:
-            for _, tensor in sorted(read_part(source, rank, part).items()):
+            for _, tensor in sorted(read_folded(source, manifest, rank, part).items()):
                 yield tensor
         if repeats:
             yield read_part(source, rank, EMBEDDING)[TABLE]
@@ -112,3 +109,12 @@ def _write_rank(
     path.parent.mkdir(parents=True)
     write_pt(path, content, tensors)
     return path, None
+
+
+def read_folded(source: Path, manifest: Manifest, rank: int, part: str) -> dict[str, Tensor]:
+    """The tensors of a part, with an adapter folded in."""
+    decoder = manifest.architecture.language
+    if manifest.adapter is None or decoder is None or not part.startswith(f"{LANGUAGE}.layer."):
+        return read_part(source, rank, part)
+    layer = read_layer(source, manifest, rank, part)
+    return language.layer_to_core(layer, decoder, manifest.grid.tensor)

@@ -1,4 +1,6 @@
-"""Megatron-LM's ``torch`` checkpoints, converted or trained, as a checkpoint of ours.
+"""Megatron-LM's checkpoints, converted or trained, as a checkpoint of ours.
+
+Of the format ``torch``, a file a rank, or ``torch_dist``, whose ranks are made up here.
 
 Only the weights and what ``args`` say of their architecture are taken; optimizer and random states
 are left. Nothing that is pickled in the files is run (``pt_reader``).
@@ -9,7 +11,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,19 @@ from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, Grid, ch
 from nvlm.checkpoint.format.manifest import Manifest, Vocabulary, write_manifest
 from nvlm.checkpoint.format.writing import Job, write_parts
 from nvlm.checkpoint.huggingface.convert import TOKENIZER_FILES, link_tokenizer
+from nvlm.checkpoint.huggingface.weights import read_json
 from nvlm.checkpoint.megatron.args import (
     UNTIED,
     language_from_args,
     sources_from_args,
     vision_from_args,
 )
+from nvlm.checkpoint.megatron.dist_exporting import CONFIG
+from nvlm.checkpoint.megatron.dist_reader import DistRankFile, RankEntry, read_stored
 from nvlm.checkpoint.megatron.exporting import FILE, LATEST
 from nvlm.checkpoint.megatron.names import (
     TIED_HEAD,
-    megatron_name,
+    full_name,
     repeats_embedding,
     stage_parts,
     with_prefix,
@@ -56,6 +61,7 @@ class ImportOptions:
     vision_heads: int | None = None  # of the tower, without dummies
     tokenizer: Path | None = None  # a directory with its files
     dtype: str | None = None  # to cast to; None: the files', or the decoder's where they have two
+    tensor: int | None = None  # ranks to lay a torch_dist checkpoint out for; None: who saved it
     # Draws the projector that upstream's combined checkpoints lack.
     projector: ProjectorParams | None = None
 
@@ -64,27 +70,32 @@ class ImportOptions:
 class _RankFile:
     """A rank's file: its tensors by the names of a combined file."""
 
-    file: PtFile
-    tensors: Mapping[str, TensorEntry]
+    file: PtFile | DistRankFile
+    tensors: Mapping[str, TensorEntry | RankEntry]
 
 
 def import_megatron(source: Path, destination: Path, options: ImportOptions) -> Manifest:
-    """Convert the Megatron checkpoint ``source``, on the grid that it is saved for.
+    """Convert the Megatron checkpoint ``source``, on the grid that it is saved for or says.
 
     Raises UserError if a rank's file is missing or damaged, a tensor is missing, unexpected or of
     another shape, or a file holds more than tensors and plain values; nothing is written then.
     """
     directory, iteration = _iteration_directory(source)
-    ranks = _open_ranks(directory)
+    distributed = (directory / CONFIG).is_file()
+    ranks = _open_distributed(directory, options) if distributed else _open_ranks(directory)
     manifest = _describe(source, ranks, iteration, options)
     projector = _projector(ranks, manifest, options)
     tokenizer = options.tokenizer or source / "tokenizer"
-    total = sum(rank.file.path.stat().st_size for rank in ranks.values())
+    total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     with new_checkpoint(destination) as target:
         files = write_parts(target, _jobs(ranks, manifest, projector, options), total, "import")
         if options.tokenizer or any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
             files |= link_tokenizer(tokenizer, target)
         manifest = manifest.with_files(files)
+        if distributed:
+            # Which stage reads a layer is a note: no file depends on it.
+            grid = _saved_grid(ranks[0, 0].file, manifest.grid)
+            manifest = replace(manifest, grid=grid)
         write_manifest(target, manifest)
     return manifest
 
@@ -126,14 +137,37 @@ def _open_ranks(directory: Path) -> dict[tuple[int, int], _RankFile]:
         grid[int(found[1]), int(found[2] or 0)] = path / FILE
     if not grid:
         raise UserError(
-            f"{directory} has no mp_rank_TT directories: give a checkpoint of Megatron's torch "
-            "format (--ckpt-format torch)"
+            f"{directory} has neither mp_rank_TT directories nor {CONFIG}: give a checkpoint of "
+            "Megatron's torch or torch_dist format (--ckpt-format)"
         )
     tensor, pipeline = (max(rank[axis] for rank in grid) + 1 for axis in (0, 1))
     for rank in ((t, p) for t in range(tensor) for p in range(pipeline)):
         if rank not in grid:
             raise UserError(f"{directory} lacks tensor rank {rank[0]} of pipeline rank {rank[1]}")
     return {rank: _open_rank(path) for rank, path in sorted(grid.items())}
+
+
+def _open_distributed(directory: Path, options: ImportOptions) -> dict[tuple[int, int], _RankFile]:
+    """The ranks of one pipeline stage that find their share in a ``torch_dist`` checkpoint."""
+    config = read_json(directory / CONFIG)
+    if config.get("sharded_backend") != "torch_dist":
+        raise UserError(
+            f"{directory / CONFIG} is of {config.get('sharded_backend')!r}: save it with "
+            "--ckpt-format torch_dist or torch"
+        )
+    stored = read_stored(directory)
+    size = options.tensor or DistRankFile(directory, 0, 1, stored).saved("tensor")
+    files = {(rank, 0): DistRankFile(directory, rank, size, stored) for rank in range(size)}
+    return {rank: _RankFile(file=file, tensors=file.tensors) for rank, file in files.items()}
+
+
+def _saved_grid(file: PtFile | DistRankFile, grid: Grid) -> Grid:
+    """``grid`` with the pipeline stages of whoever saved a ``torch_dist`` checkpoint."""
+    assert isinstance(file, DistRankFile)
+    stages = file.stages()
+    if sum(stages) != sum(grid.layers_per_stage):
+        return grid
+    return replace(grid, pipeline=len(stages), layers_per_stage=stages)
 
 
 def _open_rank(path: Path) -> _RankFile:
@@ -185,8 +219,8 @@ def _describe(
     )
 
 
-def _plain_args(file: PtFile) -> dict[str, Any]:
-    args = file.content.get("args", Namespace())
+def _plain_args(file: PtFile | DistRankFile) -> dict[str, Any]:
+    args = file.content.get("args", Namespace()) if isinstance(file.content, dict) else None
     if not isinstance(args, Namespace):
         raise UserError(
             f"{file.path}: args is no Namespace: save it with Megatron's save_checkpoint"
@@ -247,7 +281,7 @@ def _check_dtypes(rank: _RankFile) -> None:
             )
 
 
-def _dtype_name(entry: TensorEntry) -> str:
+def _dtype_name(entry: TensorEntry | RankEntry) -> str:
     return str(entry.dtype).removeprefix("torch.")
 
 
@@ -284,9 +318,9 @@ def _jobs(
             if part == PROJECTION and projector is not None:
                 jobs.append((tensor, part, partial(slice_projector, projector, tensor, size)))
                 continue
-            chosen = {}
+            chosen: dict[str, Any] = {}
             for name, shape in core_shapes(architecture, part, size=size, padded=padded).items():
-                full = _full_name(architecture, part, number, name)
+                full = full_name(architecture, part, number, name)
                 if full not in left:
                     raise UserError(f"{rank.file.path} lacks {full}: save it again")
                 if rank.tensors[full].shape != shape:
@@ -297,7 +331,7 @@ def _jobs(
                 left.remove(full)
                 chosen[name] = rank.tensors[full]
             jobs.append((tensor, part, partial(_read, rank.file, chosen, dtype, exact)))
-        tied = _full_name(architecture, f"{LANGUAGE}.head", 0, TIED_HEAD)
+        tied = full_name(architecture, f"{LANGUAGE}.head", 0, TIED_HEAD)
         if tied in left and repeats_embedding(architecture, manifest.grid, stage):
             left.remove(tied)
             first = ranks[tensor, 0]
@@ -309,9 +343,11 @@ def _jobs(
 
 def _check_equal(first: _RankFile, table: str, last: _RankFile, head: str) -> None:
     """Raise UserError unless the copies of tied embeddings are equal."""
-    (ours,), (theirs,) = (
-        rank.file.read([rank.tensors[name]]) for rank, name in ((first, table), (last, head))
-    )
+    kept: list[Tensor] = []
+    for rank, name in ((first, table), (last, head)):
+        entry: Any = rank.tensors[name]
+        kept += rank.file.read([entry])
+    ours, theirs = kept
     if not torch.equal(ours, theirs):
         raise UserError(
             f"{last.file.path}: {head} is not {first.file.path}'s {table}, to which args tie it: "
@@ -319,15 +355,8 @@ def _check_equal(first: _RankFile, table: str, last: _RankFile, head: str) -> No
         )
 
 
-def _full_name(architecture: Architecture, part: str, number: int, name: str) -> str:
-    """The name in a combined file, also where the file holds one half alone."""
-    short = megatron_name(architecture, part, number, name)
-    half = part.partition(".")[0]
-    return short if architecture.vision and architecture.language else f"{half}.{short}"
-
-
 def _read(
-    file: PtFile, entries: Mapping[str, TensorEntry], dtype: torch.dtype, exact: bool
+    file: PtFile | DistRankFile, entries: Mapping[str, Any], dtype: torch.dtype, exact: bool
 ) -> dict[str, Tensor]:
     """The tensors of ``entries`` as ``dtype``.
 

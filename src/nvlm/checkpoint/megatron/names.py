@@ -72,6 +72,13 @@ def repeats_embedding(architecture: Architecture, grid: Grid, stage: int) -> boo
     return bool(decoder and decoder.tied_embeddings and 0 < stage == grid.pipeline - 1)
 
 
+def full_name(architecture: Architecture, part: str, number: int, name: str) -> str:
+    """The name in a combined file, also where the file holds one half alone."""
+    short = megatron_name(architecture, part, number, name)
+    half = part.partition(".")[0]
+    return short if architecture.vision and architecture.language else f"{half}.{short}"
+
+
 def extra_states(names: Iterable[str]) -> list[str]:
     """The names under which Transformer Engine's linear layers among ``names`` keep extra state."""
     owners = {name.rpartition(".")[0] for name in names}

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -87,17 +87,20 @@ class Ignored:
 class PtFile:
     """A ``.pt`` file in zip format. ``content`` is what was saved, tensors being ``TensorEntry``s.
 
-    Raises UserError if the file is damaged, of the format before torch 1.6, or names a global that
-    is not in the tables above.
+    With ``start`` and ``size`` it is that many bytes of a file that holds several. Raises UserError
+    if it is damaged, of the format before torch 1.6, or names a global that is not in the tables
+    above.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
         self.path = path
         self._records: dict[str, tuple[int, int, int]] = {}  # first byte, bytes, CRC-32
         try:
-            with zipfile.ZipFile(path) as archive:
-                pickled = self._index(archive)
-                self.content = _Unpickler(io.BytesIO(pickled), path).load()
+            with path.open("rb") as file:
+                window = _Window(file, start, size)
+                with zipfile.ZipFile(window) as archive:
+                    pickled = self._index(archive, file, start)
+            self.content = InertUnpickler(io.BytesIO(pickled), path).load()
         except zipfile.BadZipFile as error:
             raise UserError(
                 f"{path} is not a whole checkpoint of torch 1.6 or later ({error}): save it again"
@@ -139,8 +142,11 @@ class PtFile:
         first = elements.storage_offset() + entry.offset
         return elements.as_strided(entry.shape, entry.stride, first)
 
-    def _index(self, archive: zipfile.ZipFile) -> bytes:
-        """Note where each storage lies; return the bytes of ``data.pkl``."""
+    def _index(self, archive: zipfile.ZipFile, file: BinaryIO, start: int) -> bytes:
+        """Note where each storage lies in ``file``, whose archive begins at ``start``.
+
+        Returns the bytes of ``data.pkl``.
+        """
         infos = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -149,21 +155,49 @@ class PtFile:
         order = f"{root}byteorder"
         if order in infos and archive.read(order) != b"little":
             raise UserError(f"{self.path} was saved on a big-endian machine: not supported")
-        with self.path.open("rb") as file:
-            for name, info in infos.items():
-                if not name.startswith(f"{root}data/"):
-                    continue
-                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                    raise UserError(f"{self.path}: {name} is compressed: save it with torch.save")
-                file.seek(info.header_offset + 26)
-                name_size, extra_size = struct.unpack("<HH", file.read(4))
-                start = info.header_offset + 30 + name_size + extra_size
-                record = (start, info.file_size, info.CRC)
-                self._records[name.removeprefix(f"{root}data/")] = record
+        for name, info in infos.items():
+            if not name.startswith(f"{root}data/"):
+                continue
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise UserError(f"{self.path}: {name} is compressed: save it with torch.save")
+            header = start + info.header_offset
+            file.seek(header + 26)
+            name_size, extra_size = struct.unpack("<HH", file.read(4))
+            record = (header + 30 + name_size + extra_size, info.file_size, info.CRC)
+            self._records[name.removeprefix(f"{root}data/")] = record
         return archive.read(pickles[0])
 
 
-class _Unpickler(pickle.Unpickler):
+class _Window(io.RawIOBase):
+    """Some bytes of a file, as a file of their own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int | None) -> None:
+        self._file, self._start, self._place = file, start, 0
+        self._size = file.seek(0, io.SEEK_END) - start if size is None else size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        if origin + position < 0:
+            raise OSError("a position before the first byte")
+        self._place = origin + position
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._place)
+        left = max(0, self._size - self._place)
+        data = self._file.read(min(len(buffer), left))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+class InertUnpickler(pickle.Unpickler):
     """Looks globals up in the tables above. Nothing is ever imported."""
 
     def __init__(self, file: io.BytesIO, path: Path) -> None:

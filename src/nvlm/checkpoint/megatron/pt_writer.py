@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -45,7 +45,15 @@ class PendingTensor:
 
 
 def write_pt(path: Path, content: Any, storages: Callable[[], Iterator[Tensor]]) -> None:
-    """Write ``content`` to ``path``, a new file whose parents exist.
+    """Write ``content`` to ``path``, a new file whose parents exist (``write_archive``)."""
+    with path.open("xb") as file:
+        write_archive(file, path.stem, content, storages)
+
+
+def write_archive(
+    file: BinaryIO, stem: str, content: Any, storages: Callable[[], Iterator[Tensor]]
+) -> None:
+    """Write ``content`` to ``file``, from where it is, as what ``torch.save`` calls ``stem``.
 
     ``storages`` yields the tensors of the ``PendingTensor``s in ``content``, in the order in which
     pickling meets them. Raises ValueError if they are not of the promised shapes and dtypes.
@@ -53,8 +61,8 @@ def write_pt(path: Path, content: Any, storages: Callable[[], Iterator[Tensor]])
     buffer = io.BytesIO()
     pickler = _PtPickler(buffer)
     pickler.dump(content)
-    stem = path.stem
-    with path.open("xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    section: Any = _Section(file)
+    with zipfile.ZipFile(section, "w", zipfile.ZIP_STORED) as archive:
         _write_record(archive, f"{stem}/data.pkl", buffer.getbuffer())
         _write_record(archive, f"{stem}/byteorder", b"little")
         for index, (pending, tensor) in enumerate(zip(pickler.pending, storages(), strict=True)):
@@ -62,6 +70,20 @@ def write_pt(path: Path, content: Any, storages: Callable[[], Iterator[Tensor]])
                 raise ValueError(f"tensor {index} is {tensor.shape}, not {pending.shape}")
             _write_record(archive, f"{stem}/data/{index}", bytes_of(tensor))
         _write_record(archive, f"{stem}/version", FORMAT)
+
+
+class _Section:
+    """A file from where it is on: an archive's positions count from its own start."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._start = file, file.tell()
+        self.write, self.flush = file.write, file.flush
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(self._start + position)
 
 
 class _PtPickler(pickle.Pickler):

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nvlm.checkpoint.format.adapter import TARGETS, Adapter
+from nvlm.checkpoint.format.adapter import TARGETS, Adapter, adapter_path
 from nvlm.checkpoint.format.architecture import LanguageArchitecture
+from nvlm.checkpoint.format.files import read_part, read_tensors
+from nvlm.checkpoint.format.manifest import Manifest
 from nvlm.checkpoint.format.sharding import shard
-from nvlm.checkpoint.parts.language import SPLIT, layer_shapes
+from nvlm.checkpoint.parts.language import SPLIT, layer_shapes, layer_to_hf
 
 DOWN, UP = "lora_A", "lora_B"
 
@@ -61,18 +63,18 @@ def fresh_matrices(
     return matrices
 
 
-def fold(
-    layer: Mapping[str, Tensor],
-    matrices: Mapping[str, Tensor],
-    adapter: Adapter,
-    rank: int,
-    size: int,
-) -> dict[str, Tensor]:
-    """Rank ``rank`` of ``size``'s shard of a layer with whole ``matrices`` added to its weights.
+def read_layer(directory: Path, manifest: Manifest, rank: int, part: str) -> dict[str, Tensor]:
+    """Rank ``rank``'s shard of decoder layer ``part`` under Hugging Face's names.
 
-    W + alpha / rank * B A in fp32, then cast to what the weights are in.
+    An adapter of ``manifest`` is folded in: W + alpha / rank * B A in fp32, then cast to what the
+    weights are in.
     """
-    folded = dict(layer)
+    decoder, adapter, size = manifest.architecture.language, manifest.adapter, manifest.grid.tensor
+    assert decoder is not None
+    layer = layer_to_hf(read_part(directory, rank, part), decoder, size)
+    if adapter is None:
+        return layer
+    matrices = read_tensors(directory / adapter_path(int(part.rpartition(".")[2])))
     for target in adapter.targets:
         name = TARGETS[target]
         down, up = (
@@ -80,5 +82,5 @@ def fold(
             for kind in (DOWN, UP)
         )
         weight = layer[f"{name}.weight"]
-        folded[f"{name}.weight"] = (weight.float() + adapter.scaling * (up @ down)).to(weight.dtype)
-    return folded
+        layer[f"{name}.weight"] = (weight.float() + adapter.scaling * (up @ down)).to(weight.dtype)
+    return layer

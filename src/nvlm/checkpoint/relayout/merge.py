@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from nvlm.checkpoint.format.adapter import adapter_path
-from nvlm.checkpoint.format.files import link_files, new_checkpoint, read_part, read_tensors
+from nvlm.checkpoint.format.files import link_files, new_checkpoint
 from nvlm.checkpoint.format.layout import LANGUAGE, layer_part, part_path
 from nvlm.checkpoint.format.manifest import Manifest, read_manifest, write_manifest
 from nvlm.checkpoint.format.writing import Job, write_parts
 from nvlm.checkpoint.parts import language
-from nvlm.checkpoint.parts.adapter import fold
+from nvlm.checkpoint.parts.adapter import read_layer
 from nvlm.errors import UserError
 
 
@@ -44,17 +44,15 @@ def merge_adapter(source: Path, destination: Path) -> Manifest:
 def _jobs(source: Path, manifest: Manifest) -> Iterator[Job]:
     assert manifest.architecture.language is not None
     for layer in range(manifest.architecture.language.layers):
+        part = layer_part(LANGUAGE, layer)
         for rank in range(manifest.grid.tensor):
-            part = layer_part(LANGUAGE, layer)
-            yield rank, part, partial(_folded, source, manifest, layer, rank)
+            yield rank, part, partial(_folded, source, manifest, part, rank)
 
 
 def _folded(
-    source: Path, manifest: Manifest, layer: int, rank: int
+    source: Path, manifest: Manifest, part: str, rank: int
 ) -> Mapping[str, Tensor | Sequence[Tensor]]:
-    decoder, adapter, size = manifest.architecture.language, manifest.adapter, manifest.grid.tensor
-    assert decoder is not None and adapter is not None
-    core = read_part(source, rank, layer_part(LANGUAGE, layer))
-    matrices = read_tensors(source / adapter_path(layer))
-    shard = fold(language.layer_to_hf(core, decoder, size), matrices, adapter, rank, size)
-    return language.layer_to_pieces(shard, decoder, size)
+    decoder = manifest.architecture.language
+    assert decoder is not None
+    shard = read_layer(source, manifest, rank, part)
+    return language.layer_to_pieces(shard, decoder, manifest.grid.tensor)

@@ -2,9 +2,9 @@
 
 A set is a directory that the user puts in place, the publisher's own ground truth (``TRUTH``)
 beside ``images/``, or a source that was fetched, of which configuration names the files of the
-split to score, and the pictures, which may lie in another source. What the files hold, and which images
-belong to the set, is said by the task's reader alone (nvlm.evaluate.ground_truth); the stage hands
-it in, since this package lies below.
+split to score, and the pictures, which may lie in another source. What the files hold, and which
+images belong to the set, is said by the task's reader alone (nvlm.evaluate.ground_truth); the stage
+hands it in, since this package lies below.
 
 The Hub's Parquet files, which hold the images too, are unpacked into what the readers read.
 """

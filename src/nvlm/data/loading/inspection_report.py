@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvlm.data.loading.blend import Blend
 from nvlm.data.loading.inspection import Statistics
 from nvlm.data.loading.params import LoaderParams
 from nvlm.model.prompts import CHOOSE, READ_ANSWER, SHORT_ANSWER
@@ -21,13 +22,10 @@ def report_text(
     title: str,
     statistics: Statistics,
     params: LoaderParams,
+    blend: Blend,
     tokenizer: PreTrainedTokenizerFast,
-    root: Path,
 ) -> str:
-    """The page (Markdown) on what ``statistics`` were made of: the blend of ``params`` in ``root``.
-
-    The same bytes for the same stream.
-    """
+    """The page (Markdown) on ``statistics`` of ``blend``: the same bytes for the same stream."""
     tally = statistics.tally
     told = tally.sentence(params.sequence_length)
     lines = [
@@ -35,21 +33,22 @@ def report_text(
         "",
         f"The first {len(statistics.padding):,} rows of {params.sequence_length:,} tokens hold "
         f"{tally.kept.total():,} samples: " + (f"{told}." if told else "every one whole."),
+        *([f"\n**{blend.told()}**."] if blend.missing else []),
         "",
         "| " + " | ".join(HEADS) + " |",
         "|" + "---|" * len(HEADS),
-        *_datasets(statistics, params),
+        *_datasets(statistics, blend),
         "",
-        "Share: of the blend's weight. Read: left out or not. Longest: tokens that the longest of "
-        "those that fell short has with all its tiles.",
-        *_prompts(statistics, tokenizer, root),
+        "Share: of the weight of what is there. Read: left out or not. Longest: tokens "
+        "that the longest of those that fell short has with all its tiles.",
+        *_prompts(statistics, blend, tokenizer),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _datasets(statistics: Statistics, params: LoaderParams) -> Iterator[str]:
-    tally, whole = statistics.tally, sum(params.blend.values())
-    for name, weight in sorted(params.blend.items()):
+def _datasets(statistics: Statistics, blend: Blend) -> Iterator[str]:
+    tally, whole = statistics.tally, sum(blend.weights.values())
+    for name, weight in blend.weights.items():
         longest = tally.longest[name]
         cells = [name, f"{weight:g}", f"{weight / whole:.1%}", f"{tally.read(name):,}"]
         cells += [f"{tally.count(kind, name):,}" for kind in ("fewer tiles", "too long")]
@@ -58,7 +57,7 @@ def _datasets(statistics: Statistics, params: LoaderParams) -> Iterator[str]:
 
 
 def _prompts(
-    statistics: Statistics, tokenizer: PreTrainedTokenizerFast, root: Path
+    statistics: Statistics, blend: Blend, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[str]:
     """One prompt of each dataset as it is trained on, and whose questions lack an instruction."""
     yield from ("", "## A prompt of each dataset", "")
@@ -66,7 +65,7 @@ def _prompts(
         text = str(tokenizer.decode(ids))
         on_a_line = text.replace("\n", "\\n").replace("`", "'")
         yield f"- {name}: `{on_a_line}`"
-        if _has_questions(root / name) and not any(said in text for said in INSTRUCTIONS):
+        if _has_questions(blend.root / name) and not any(said in text for said in INSTRUCTIONS):
             yield (
                 f"  **Asked without a word on how to answer**, where the tasks of eval.tasks say "
                 f'one, such as "{INSTRUCTIONS[0]}": a model learns to answer the one form and is '

@@ -6,21 +6,18 @@ starts.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvlm.checkpoint.format.architecture import Architecture
+from nvlm.data.loading.blend import Blend, find_blend, left_out
 from nvlm.data.loading.params import LoaderParams
-from nvlm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Consecutive samples of a shard that are read at once. Fewer shuffle better, more read faster.
 SAMPLES_PER_SLICE = 100
-LEFT_OUT = "left_out.json"
 
 
 def build_loader(
@@ -35,11 +32,12 @@ def build_loader(
 ) -> Any:
     """Energon's savable loader of endless batches (nvlm.data.loading.batch.Batch) of ``rows`` rows.
 
-    ``root`` holds a prepared dataset for each name of the blend. The stream is a function of the
-    datasets' bytes, ``params``, ``rows``, and of ``rank`` out of ``world`` data-parallel readers,
-    which share out the samples. Raises UserError for a name that is not there.
+    ``root`` holds a prepared dataset for each name of the blend that is to be had. The stream is a
+    function of the datasets' bytes, ``params``, ``rows``, and of ``rank`` out of ``world``
+    data-parallel readers, which share out the samples. Raises UserError for a name that is not
+    there.
     """
-    check_blend(root, params)
+    blend = find_blend(root, params.blend)
     import torch
     from megatron.energon import WorkerConfig, get_savable_loader
     from megatron.energon.errors import reraise_exception
@@ -55,7 +53,7 @@ def build_loader(
         global_error_handler=reraise_exception,
     )
     encoder = NVLMEncoder(params, tokenizer, architecture, excluded=left_out(root))
-    datasets = _blend(root, params).get_datasets(
+    datasets = _metadataset(blend).get_datasets(
         training=True,
         split_part="train",
         worker_config=workers,
@@ -75,36 +73,7 @@ def build_loader(
     return loader
 
 
-def left_out(root: Path) -> frozenset[str]:
-    """Samples, as DATASET/KEY, that are not to be read: src/find_overlap.py lists, beside ``root``,
-    those that show a picture of an evaluation set."""
-    path = root.parent / LEFT_OUT
-    if not path.is_file():
-        return frozenset()
-    listed: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
-    own = f"{root.name}/"
-    return frozenset(
-        f"{name.removeprefix(own)}/{key}"
-        for name, keys in listed.items()
-        if name.startswith(own)
-        for key in keys
-    )
-
-
-def blend_text(root: Path, params: LoaderParams, directory: Path) -> str:
-    """The blend as the YAML file of an Energon metadataset that is to lie in ``directory``.
-
-    Megatron's own loader takes such a file where it takes a dataset.
-    """
-    lines = ["__module__: megatron.energon", "__class__: MetadatasetV2"]
-    lines += ["splits:", "  train:", "    blend:"]
-    for name, weight in sorted(params.blend.items()):
-        path = os.path.relpath(root / name, directory)
-        lines.append(f"      - {{weight: {weight}, path: {json.dumps(path)}}}")
-    return "\n".join(lines) + "\n"
-
-
-def _blend(root: Path, params: LoaderParams) -> Any:
+def _metadataset(blend: Blend) -> Any:
     """The blend as an Energon metadataset, as a YAML file beside the datasets would define it."""
     from megatron.energon.epathlib import EPath
     from megatron.energon.metadataset.metadataset_v2 import (
@@ -113,24 +82,12 @@ def _blend(root: Path, params: LoaderParams) -> Any:
         MetadatasetV2,
     )
 
-    blend = [
-        BlendDatasetReference(path=name, weight=weight)
-        for name, weight in sorted(params.blend.items())
+    references = [
+        BlendDatasetReference(path=name, weight=weight) for name, weight in blend.weights.items()
     ]
     metadataset = MetadatasetV2(
-        path=EPath(root.absolute() / "blend.yaml"), splits={"train": MetadatasetBlend(blend=blend)}
+        path=EPath(blend.root.absolute() / "blend.yaml"),
+        splits={"train": MetadatasetBlend(blend=references)},
     )
     metadataset.post_initialize()
     return metadataset
-
-
-def check_blend(root: Path, params: LoaderParams) -> None:
-    """Raise UserError if a dataset of the blend is not in ``root``, or was not prepared."""
-    prepared = sorted(path.parents[1].name for path in root.glob("*/.nv-meta/index.uuid"))
-    for name in params.blend:
-        if name not in prepared:
-            raise UserError(
-                f"data.blend.{name}: {root} holds no prepared dataset of that name, but "
-                f"{', '.join(prepared) or 'none'}: run the stage that prepares it, or leave it out "
-                "of the blend in conf/data"
-            )

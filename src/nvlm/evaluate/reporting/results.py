@@ -37,6 +37,11 @@ CAVEAT = {
         "one, exported and imported again."
     ),
     "full": "The benchmarks' own sets and the published weights.",
+    **dict.fromkeys(
+        ("node", "card"),
+        "The benchmarks' own sets, and small siblings of the published models: the columns of the "
+        "paper are of models ten to a hundred times as large.",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ a run back, and put in what your own cards reach.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from nvlm.checkpoint.format.architecture import Architecture, LanguageArchitecture
@@ -62,6 +63,7 @@ CARDS = {
     "h100": Card(memory_gib=80, flops=989e12, bandwidth=3.35e12),
     "h200": Card(memory_gib=141, flops=989e12, bandwidth=4.8e12),
     "b200": Card(memory_gib=180, flops=2250e12, bandwidth=7.7e12),
+    "rtx4090": Card(memory_gib=24, flops=165e12, bandwidth=1.008e12),
 }
 
 
@@ -202,9 +204,15 @@ def _ends(
 
 
 def evaluation_hours(
-    architecture: Architecture, card: Card, rates: Rates, *, tensor: int, batch: int
+    architecture: Architecture,
+    card: Card,
+    rates: Rates,
+    *,
+    tensor: int,
+    batch: int,
+    tasks: Iterable[str] = tuple(QUESTIONS),
 ) -> float:
-    """Hours of one checkpoint on all benchmarks, on ``tensor`` cards, by the engine itself.
+    """Hours of one checkpoint on the benchmarks ``tasks``, on ``tensor`` cards, by our own engine.
 
     A token of a batch costs the reading of the weights, or their dispatch, whichever is slower.
     """
@@ -215,7 +223,7 @@ def evaluation_hours(
     reading = flops / tensor / (card.flops * rates.products)
     weights = BF16 * decoder_flops(language, 1) / 2 / tensor / (card.bandwidth * rates.memory)
     token = max(weights, language.layers * rates.dispatch)
-    questions = sum(QUESTIONS.values())
+    questions = sum(QUESTIONS[task] for task in tasks)
     return questions * (reading + rates.answer_tokens * token / batch) / 3600
 
 

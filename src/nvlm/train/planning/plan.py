@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tqdm import tqdm
 
-from nvlm.checkpoint.format.adapter import Adapter
+from nvlm.checkpoint.format.adapter import TARGETS, Adapter
 from nvlm.checkpoint.format.architecture import Architecture
 from nvlm.checkpoint.format.layout import even_grid, padded_rows
 from nvlm.checkpoint.parts.adapter import adapter_shapes
@@ -30,6 +30,7 @@ from nvlm.parallel.grid import GridParams
 from nvlm.parallel.mesh import Mesh
 from nvlm.parallel.tensor import apply_tensor_parallel
 from nvlm.train.checks import check_sequence
+from nvlm.train.lora import LoraParams
 from nvlm.train.params import TrainParams
 from nvlm.train.planning.cost import Card, Rates, step_time
 from nvlm.train.planning.memory import ModelState, RankMemory, model_state, rank_memory, unit_sizes
@@ -39,6 +40,9 @@ META = torch.device("meta")
 # Of a card, for what no formula has: fragments, the CUDA context, buffers of NCCL and cuBLAS.
 RESERVED = 0.1
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # within a node of 8; over nodes
+# What is planned beside a fine-tuning: an adapter of every layer, on cards of one node.
+ADAPTED = LoraParams(rank=16, alpha=32.0, dropout=0.0, targets=list(TARGETS))
+ADAPTED_GPUS = {"34b": 4, "72b": 8}
 LABELS = {
     "parameters": "parameters, fp32 shard",
     "frozen": "frozen modules",
@@ -249,8 +253,8 @@ def describe_time(plan: Plan, architecture: Architecture, market: Market) -> str
         [
             f"a step, expected: {time.seconds:.2f} s ({told}); {time.model_flops:.3g} FLOPs, "
             f"{time.utilization(market.card, ranks):.0%} of the cards' peak",
-            f"the run, expected: {params.steps:,} steps in {hours:,.0f} hours, "
-            f"{hours * ranks:,.0f} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
+            f"the run, expected: {params.steps:,} steps in {rounded(hours)} hours, "
+            f"{rounded(hours * ranks)} GPU-hours, {hours * ranks * market.price:,.0f} $ at "
             f"{market.price:g} $ a GPU-hour",
             f"snapshots: {snapshot:,.1f} GB each, {params.snapshots_kept + 1} of them at once: "
             f"{(params.snapshots_kept + 1) * snapshot:,.0f} GB of disk",
@@ -280,6 +284,11 @@ def describe_grids(plans: Sequence[Plan], architecture: Architecture, market: Ma
             f"{time.utilization(market.card, grid.processes):>7.0%} {hours:>9,.0f}  {verdict}"
         )
     return "\n".join(lines)
+
+
+def rounded(number: float) -> str:
+    """A number of hours, with a decimal where it is small."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _row(label: str, values: list[str]) -> str:

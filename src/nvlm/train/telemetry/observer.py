@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from nvlm.data.loading.batch import Batch
+from nvlm.data.loading.blend import Blend
 from nvlm.data.loading.tally import Tally
 from nvlm.train.curves import Curves
 from nvlm.train.params import TrainParams
@@ -37,6 +38,11 @@ class Observer:
         self.online = _online(params, trainer, tokenizer)
         self.tally = Tally()  # of this replica's samples, since this start
         self._shortfalls_told = False
+
+    def start(self, blend: Blend) -> None:
+        """Say what of ``blend`` is missing."""
+        if self.is_main and blend.missing:
+            tqdm.write(f"note: {blend.told()}", file=sys.stderr)
 
     def steps(self, first: int, what: str) -> Iterator[int]:
         """The steps from ``first`` on, with a bar where there is a terminal."""

@@ -1,0 +1,1 @@
+"""What a server of exports loads: a plugin of vLLM's."""
