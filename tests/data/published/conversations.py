@@ -35,6 +35,13 @@ LLAVA = Dialogue(
     ]
 )
 CONVERSATIONS = {
+    "llava": Published(
+        {
+            "mine.json": [{"id": "0", "image": "pictures/0.jpg", "conversations": LLAVA_TURNS}],
+            "pictures/0.jpg": JPEG,
+        },
+        [LLAVA],
+    ),
     "geoqa_plus": Published(
         {
             "geoqa+.jsonl": lines({"id": 0, "image": "images/0.png", "conversations": LLAVA_TURNS}),

@@ -25,6 +25,14 @@ VQA_CONTENT = Question(question="Is it grey?", answers=["yes", "no"], weights=[0
 COCO_IMAGE = "train2014/COCO_train2014_000000000009.jpg"
 
 NATURAL = {
+    "table": Published(
+        {
+            "mine.csv": 'image,question,answer\na.jpg,"What, then?",A cube\nb.jpg,Which?,7\n',
+            "a.jpg": JPEG,
+            "b.jpg": JPEG,
+        },
+        [question("What, then?", "A cube"), question("Which?", "7")],
+    ),
     "coco": Published(
         {
             "annotations/captions_train2017.json": {

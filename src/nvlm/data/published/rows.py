@@ -1,4 +1,4 @@
-"""Rows of annotation files: JSON, JSON Lines, Parquet, webdataset tars, and lines of commas.
+"""Rows of annotation files: JSON, JSON Lines, Parquet, webdataset tars, tables, lines of commas.
 
 Files of many gigabytes and millions of rows are common: whatever the form, little more than a row
 is held at a time.
@@ -39,7 +39,8 @@ def read_rows(path: Path, rows: str) -> Iterator[Located | BadRecord]:
 
     JSON: the items of the list or dictionary at the path ``rows`` ("" = the root); a row that is no
     dictionary becomes ``{"_value": it}``; ``_key`` is its key. Tars: the parts of a sample by
-    extension, ``json`` and ``txt`` decoded. Lines of commas: one row, ``{"lines": [[field]]}``.
+    extension, ``json`` and ``txt`` decoded. Tables (.csv): a row a line, by the names in the first.
+    Lines of commas (.txt): one row, ``{"lines": [[field]]}``.
     Every row has ``_stem``, the file's name without its last extension, and ``_folder``, the name
     of the folder that it lies in.
     """
@@ -151,6 +152,21 @@ def _decoded(sample: dict[str, Any]) -> Any:
     return sample
 
 
+def _read_table(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, restkey="", restval=None)
+            for row in table:
+                place = f"line {table.line_num}"
+                if "" in row or None in row.values():
+                    wanted = len(table.fieldnames or [])
+                    yield place, ValueError(f"a line should have {wanted} fields, as the first one")
+                else:
+                    yield place, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table of commas in UTF-8: {error}") from error
+
+
 def _read_lines(path: Path, rows: str) -> Iterator[tuple[str, Any]]:
     # Some files begin with a byte order mark. Each line is parsed by itself: RCTW does not double
     # the quotes inside its texts, and one would swallow the lines that follow.
@@ -169,5 +185,5 @@ _READERS = {
     ".parquet": _read_parquet,
     ".tar": _read_tar,
     ".txt": _read_lines,
-    ".csv": _read_lines,
+    ".csv": _read_table,
 }
