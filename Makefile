@@ -58,7 +58,7 @@ test: check
 # for vLLM), and the checkpoints and answers of make repro are asked for.
 EXCHANGE := .venv-exchange
 
-test-exchange: setup $(EXCHANGE)/vllm/installed
+test-exchange: setup $(EXCHANGE)/vllm/installed $(EXCHANGE)/megatron/installed
 	pytest -s tests/exchange
 
 $(EXCHANGE)/%/installed: requirements-exchange-%.lock pyproject.toml

@@ -83,7 +83,10 @@ def test_files_around_the_tensors(tmp_path):
     assert (common["args"].num_layers, common["iteration"]) == (4, 1)
     assert (tmp_path / "dist/tokenizer/tokenizer.json").is_file()
     keys = FileSystemReader(tmp_path / "dist" / ITERATION).read_metadata().state_dict_metadata
-    assert "language_model.decoder.layers.3.mlp.linear_fc2.weight" in keys
+    layer = "language_model.decoder.layers.3."
+    assert f"{layer}mlp.linear_fc2.weight" in keys
+    for module in ("mlp.linear_fc2", "self_attention.core_attention"):
+        assert f"{layer}{module}._extra_state/shard_0_1" in keys
     export_torch_dist(tmp_path / "combined", tmp_path / "again")
     for path in (tmp_path / "dist").rglob("*"):
         if path.is_file():

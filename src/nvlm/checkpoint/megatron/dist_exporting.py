@@ -4,7 +4,8 @@ What ``tools/checkpoint/dist_checkpoint_io.py`` of Megatron-LM writes from one p
 model, a process group or a GPU: PyTorch's distributed checkpoint, whose tensors have their whole
 shapes and lie in blocks, beside ``common.pt`` (args) and ``metadata.json``. Here a block is what a
 tensor-parallel rank holds, written as it is read, and layers are numbered over all stages
-(Megatron-core's ``non_homogeneous_layers``). Transformer Engine's extra states are left out.
+(Megatron-core's ``non_homogeneous_layers``). Extra states, which a model asks for with Transformer
+Engine or without it, are empty.
 
 The tower's dummy heads are those of the checkpoint's tensor-parallel size, as in Megatron's own
 files: its tower of another size has other shapes, and wants the checkpoint resharded first.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -37,7 +39,7 @@ from nvlm.checkpoint.format.writing import write_files
 from nvlm.checkpoint.megatron.args import ITERATION, to_args
 from nvlm.checkpoint.megatron.blocks import Block, blocks, whole_shape
 from nvlm.checkpoint.megatron.exporting import LATEST, read_folded
-from nvlm.checkpoint.megatron.names import full_name, megatron_name
+from nvlm.checkpoint.megatron.names import EXTRA_STATE, extra_states, full_name, megatron_name
 from nvlm.checkpoint.megatron.pt_writer import PendingTensor, write_archive, write_pt
 
 CONFIG, COMMON, METADATA = "metadata.json", "common.pt", ".metadata"
@@ -51,13 +53,21 @@ BACKEND = {
 CONTENT = {"non_homogeneous_layers": True, "singleton_local_shards": False}
 
 
+# Modules of a decoder that keep extra state beside its linear layers, by version of Transformer
+# Engine; a loader passes over what its model does not ask for.
+STATEFUL = {"self_attention.linear_proj": "self_attention.core_attention"}
+NORM = "decoder.final_layernorm"
+# How Megatron-core names and pickles the extra state of a module that has none.
+NO_STATE_KEY, NO_STATE = "/shard_0_1", [None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """A block in a file."""
+    """A block in a file, or an extra state."""
 
     key: str
     shape: tuple[int, ...]  # of the whole tensor
-    block: Block
+    block: Block | None  # None: no tensor
     file: str
     start: int
     bytes: int
@@ -103,10 +113,19 @@ def _write_part(
 ) -> tuple[Path, list[_Written]]:
     size, kind = manifest.grid.tensor, part.partition(".")[2]
     number = int(kind.removeprefix("layer.")) if kind.startswith("layer") else 0
-    written = []
+    written: list[_Written] = []
+    keys: list[str] = []
+
+    def note(key: str, shape: tuple[int, ...], block: Block | None, start: int) -> None:
+        size = file.tell() - start
+        written.append(
+            _Written(key=key, shape=shape, block=block, file=path.name, start=start, bytes=size)
+        )
+
     with path.open("xb") as file:
         for name, tensor in sorted(read_folded(source, manifest, rank, part).items()):
             key = megatron_name(manifest.architecture, part, number, name)
+            keys.append(key)
             full = full_name(manifest.architecture, part, number, name)
             shape = tuple(tensor.shape)
             whole = whole_shape(full, shape, size)
@@ -117,24 +136,35 @@ def _write_part(
                 pending = PendingTensor(shape=block.sizes, dtype=tensor.dtype)
                 start = file.tell()
                 write_archive(file, "archive", pending, partial(iter, [rows]))
-                written.append(
-                    _Written(
-                        key=key,
-                        shape=whole,
-                        block=block,
-                        file=path.name,
-                        start=start,
-                        bytes=file.tell() - start,
-                    )
-                )
+                note(key, whole, block, start)
+        for key in _stateful(keys) if rank == 0 else ():
+            start = file.tell()
+            write_archive(file, "archive", NO_STATE, lambda: iter(()))
+            note(key, (), None, start)
     return path, written
+
+
+def _stateful(keys: Sequence[str]) -> list[str]:
+    """The keys of the extra states of the modules that own ``keys``."""
+    states = extra_states(keys)
+    for linear, module in STATEFUL.items():
+        states += [state.replace(linear, module) for state in states if linear in state]
+    owners = {key.rpartition(".")[0] for key in keys}
+    states += [f"{owner}.{EXTRA_STATE}" for owner in owners if owner.endswith(NORM)]
+    return [state + NO_STATE_KEY for state in states]
 
 
 def _write_metadata(path: Path, written: list[_Written], dtype: torch.dtype) -> None:
     """PyTorch's own description of its distributed checkpoint, pickled as it reads it."""
     tensors: dict[str, TensorStorageMetadata] = {}
+    states: dict[str, BytesStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for own in written:
+        place = _StorageInfo(own.file, own.start, own.bytes)
+        if own.block is None:
+            states[own.key] = BytesStorageMetadata()
+            places[MetadataIndex(own.key)] = place
+            continue
         tensor = tensors.setdefault(
             own.key,
             TensorStorageMetadata(
@@ -143,12 +173,12 @@ def _write_metadata(path: Path, written: list[_Written], dtype: torch.dtype) -> 
         )
         offsets = torch.Size(own.block.offsets)
         index = MetadataIndex(own.key, offsets, len(tensor.chunks))
-        places[index] = _StorageInfo(own.file, own.start, own.bytes)
+        places[index] = place
         sizes = torch.Size(own.block.sizes)
         tensor.chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=sizes))
     metadata = Metadata(
-        state_dict_metadata=dict(tensors),
-        planner_data={key: (key,) for key in tensors},
+        state_dict_metadata={**tensors, **states},
+        planner_data={key: (key,) for key in (*tensors, *states)},
         storage_data=places,
         version=CURRENT_DCP_VERSION,
     )
