@@ -56,9 +56,16 @@ def overview(data: Any, raw: Path, *, missing: bool) -> str:
         ).rstrip()
         for row in named
     ]
+    gone = [
+        f"{name}: {source.unavailable}"
+        + (f" ({source.address})" if source.address else "")
+        + (f"; instead: {source.instead}" if source.instead else "")
+        for name, source in sources.items()
+        if source.unavailable
+    ]
     here = sum(_is_here(data[group][name], raw) for group in GROUPS for name in data[group])
     total = sum(len(data[group]) for group in GROUPS)
-    return "\n".join([*rows, "", f"{here} of {total} datasets are here"])
+    return "\n".join([*rows, "", *gone, f"{here} of {total} datasets are here"])
 
 
 def _line(
@@ -73,9 +80,9 @@ def _line(
     yield Line(
         dataset=f"{group}/{name}",
         share=f"{weights[name] / total:.1%}" if name in weights else "",
-        whence="; ".join(map(whence, known)) or entry.source,
+        whence=_short("; ".join(dict.fromkeys(map(whence, known))) or entry.source, 44),
         gigabytes=f"{sum(sizes) / GIGABYTE:.2f}" if sizes and all(sizes) else "?" if sizes else "",
-        licence="; ".join(dict.fromkeys(source.licence for source in known)),
+        licence=_short("; ".join(dict.fromkeys(source.licence for source in known)), 28),
         fetched=_state(entry, known, raw),
         samples=_samples(group, name),
     )
@@ -84,7 +91,7 @@ def _line(
 def whence(source: Source) -> str:
     """Where ``source`` is to be had, in a few words."""
     if source.unavailable:
-        return f"not to be had: {source.unavailable}"
+        return "not to be had"
     places = []
     for files in (source.hub, source.github):
         if files:
@@ -93,6 +100,10 @@ def whence(source: Source) -> str:
         hosts = dict.fromkeys(file.url.split("/")[2] for file in source.web)
         places.append(", ".join(hosts))
     return " + ".join(places)
+
+
+def _short(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def _sources(entry: Any) -> list[str]:
