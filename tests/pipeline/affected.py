@@ -1,8 +1,30 @@
 """Sets of stages that run again together."""
 
+from omegaconf import OmegaConf
+
+from nvlm.params import composed
+
 # Two of the tasks stand for all: they share a block.
 TASKS = ("VQAv2", "MMMU")
 BRANCHES = ("34b", "72b")
+# Datasets that the tables speak of: those of a person's own are left out.
+SETS = {
+    "pretrain": ("shape_captions", "digit_text"),
+    "sft": ("easy_vqa", "digit_strips", "shape_captions", "multiple_choice"),
+    "eval": TASKS,
+}
+
+
+def without_others():
+    """Overrides that leave out every other dataset and task of conf/."""
+    data = OmegaConf.create(composed([])).data
+    return [
+        f"~data.{section}.{name}"
+        for group, known in SETS.items()
+        for section, names in ((group, data[group]), (f"blends.{group}", data.blends.get(group)))
+        for name in names or ()
+        if name not in known
+    ]
 
 
 def scored(

@@ -97,11 +97,13 @@ def test_configured_prompts_are_those_of_the_recipe(scale: str):
         **dict.fromkeys(("captioning", "Flickr30k", "NoCaps"), DESCRIBE),
         **dict.fromkeys(("TextVQA", "DocVQA", "InfoVQA"), f"What?{READ_ANSWER}"),
         **dict.fromkeys(("VQAv2", "OK-VQA", "ChartQA"), f"What?{SHORT_ANSWER}"),
-        **dict.fromkeys(("AI2D", "AI2D_no_mask", "OCRBench", "inference"), "What?"),
-        **dict.fromkeys(("MathVista", "RealWorldQA"), by_letter),
+        **dict.fromkeys(("AI2D", "OCRBench", "inference"), "What?"),
+        **dict.fromkeys(("AI2D_no_mask", "MathVista", "RealWorldQA"), by_letter),
         "MMMU": by_letter if scale == "smoke" else f"What?\n(A) red\n(B) blue\n\n{CHOOSE}",
     }
-    assert len(tasks) == (5 if scale == "smoke" else len(expected))
+    promised = {"captioning", "TextVQA", "VQAv2", "MMMU", "inference"}
+    assert (promised if scale == "smoke" else expected.keys()) <= tasks.keys()
+    tasks = {name: tasks[name] for name in tasks.keys() & expected.keys()}  # not one's own
     assert {name: prompt(asked, task.ask) for name, task in tasks.items()} == {
         name: expected[name] for name in tasks
     }
