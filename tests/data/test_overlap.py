@@ -11,11 +11,13 @@ from PIL import Image
 from tests.data.small import byte_tokenizer, small_architecture
 
 import find_overlap as script
+from nvlm.data.loading import encoder
 from nvlm.data.loading.loader import build_loader
 from nvlm.data.loading.params import LoaderParams
 from nvlm.data.overlap import fingerprint
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.data.shards.prepare import prepare_dataset
+from nvlm.errors import UserError
 
 
 def scene(seed, size=(320, 240)):
@@ -75,19 +77,8 @@ def run(monkeypatch, *, leave_out):
     return metrics, left_out, Path("r.md").read_text()
 
 
-def test_pictures_are_found_whatever_their_size_and_format(project, monkeypatch):
-    metrics, left_out, report = run(monkeypatch, leave_out=False)
-    assert metrics["sft_mine"] == {"same_file": 1, "alike": 3}
-    assert left_out == {}
-    assert "| sft/mine | 7 | VQAv2 | 1 | 1 |" in report
-    assert "| sft/mine | 7 | MMMU | 0 | 2 |" in report
-
-
-def test_their_samples_are_left_out_where_asked(project, monkeypatch):
-    _, left_out, _ = run(monkeypatch, leave_out=True)
-    places = {name: f"{place:09d}" for place, name in enumerate(PICTURES)}
-    assert left_out["sft/mine"] == sorted(places[name] for name in SHOWN)
-    loader = build_loader(
+def loader_of(project):
+    return build_loader(
         project / "data" / "sft",
         LoaderParams(
             blend={"mine": 1.0},
@@ -107,11 +98,33 @@ def test_their_samples_are_left_out_where_asked(project, monkeypatch):
         rank=0,
         world=1,
     )
-    stream = iter(loader)
+
+
+def test_pictures_are_found_whatever_their_size_and_format(project, monkeypatch):
+    metrics, left_out, report = run(monkeypatch, leave_out=False)
+    assert metrics["sft_mine"] == {"same_file": 1, "alike": 3}
+    assert left_out == {}
+    assert "| sft/mine | 7 | VQAv2 | 1 | 1 |" in report
+    assert "| sft/mine | 7 | MMMU | 0 | 2 |" in report
+
+
+def test_their_samples_are_left_out_where_asked(project, monkeypatch):
+    _, left_out, _ = run(monkeypatch, leave_out=True)
+    places = {name: f"{place:09d}" for place, name in enumerate(PICTURES)}
+    assert left_out["sft/mine"] == sorted(places[name] for name in SHOWN)
+    stream = iter(loader_of(project))
     read = {key for _ in range(12) for row in next(stream).keys for key in row}
     assert {key.rpartition("/")[2] for key in read} == {
         places[name] for name in PICTURES.keys() - SHOWN
     }
+
+
+def test_a_dataset_of_nothing_but_evaluation_pictures_is_told(project, monkeypatch):
+    every = {"sft/mine": [f"{place:09d}" for place in range(len(PICTURES))]}
+    Path("data/left_out.json").write_text(json.dumps(every))
+    monkeypatch.setattr(encoder, "MAX_CONSECUTIVE_EXCLUDED", 20)
+    with pytest.raises(UserError, match="20 samples in a row, the last one mine/0"):
+        next(iter(loader_of(project)))
 
 
 def test_what_has_no_structure_has_no_fingerprint():

@@ -1,5 +1,6 @@
 """A file server on loopback, which misbehaves on request."""
 
+import hashlib
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ class Server:
         self.files = files
         self.faults = {}
         self.address = ""
+        self.without_tags = False
         self.headers = {}  # more headers of a path's refusals
         self.requests = []  # (path, Range header)
 
@@ -49,7 +51,11 @@ def serving(server):
                 return self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             if fault == "ignores ranges":
                 start, wanted = 0, None
-            headers = {}
+            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            if server.without_tags:
+                headers = {}
+            if wanted and self.headers.get("If-Range", headers.get("ETag")) != headers.get("ETag"):
+                start, wanted = 0, None
             if wanted:
                 told = start + 1 if fault == "wrong range" else start
                 headers["Content-Range"] = f"bytes {told}-{len(data) - 1}/{len(data)}"

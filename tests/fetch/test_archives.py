@@ -113,6 +113,16 @@ def test_no_link_leads_out_and_no_device_is_made(entry, tmp_path):
     assert not any(os.path.lexists(tmp_path / "a" / "out" / n) for n in ("link", "pipe", "null"))
 
 
+@pytest.mark.parametrize("end", ["gz", "xz", "bz2"])
+def test_a_byte_that_changed_on_the_way_is_found(end, tmp_path):
+    path = tar_of(tmp_path / f"x.tar.{end}", [("a", os.urandom(50_000))], f"w:{end}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged|neither"):
+        unpack(path, tmp_path / "out", ["*"])
+
+
 def test_nothing_is_written_through_a_link(tmp_path):
     """A link to a directory outside, and then a file in it."""
     (tmp_path / "outside").mkdir()

@@ -173,6 +173,54 @@ def test_archives_are_unpacked_once_and_others_stay(server, tmp_path):
     assert (tmp_path / "raw" / "set.json").read_bytes() == first
 
 
+def test_what_configuration_says_anew_is_fetched_anew(server, tmp_path):
+    source = source_of(server, names=("pictures.zip",), unpack={"*.zip": Archive()})
+    fetch(source, tmp_path)
+    moved = replace(source, unpack={"*.zip": Archive(into="train")})
+    fetch(moved, tmp_path)
+    assert sorted(tree(tmp_path)) == ["train/pictures/a.jpg", "train/pictures/b.jpg"]
+    server.files["/pictures.zip"] = zipped(c=b"three")
+    again = source_of(server, names=("pictures.zip",), unpack={"*.zip": Archive()})
+    manifest = json.loads(fetch(again, tmp_path).read_text())
+    assert tree(tmp_path) == {"pictures/c.jpg": b"three"}
+    assert manifest["files"][0]["sha256"] == again.web[0].sha256
+
+
+def test_what_is_no_longer_wanted_is_removed(server, tmp_path):
+    fetch(source_of(server, names=("x.json", "pictures.zip")), tmp_path)
+    fetch(source_of(server), tmp_path)
+    assert sorted(tree(tmp_path)) == ["x.json"]
+
+
+def test_an_archive_in_parts_of_which_a_file_vanished(server, tmp_path):
+    whole = zipped(a=b"one", b=b"two")
+    names = [f"p.zip.00{number}" for number in (1, 2, 3)]
+    for number, name in enumerate(names):
+        server.files[f"/{name}"] = whole[number * 90 : (number + 1) * 90 if number < 2 else None]
+    source = source_of(server, names=names, unpack={"p.zip.*": Archive()})
+    fetch(source, tmp_path)
+    assert tree(tmp_path) == {"pictures/a.jpg": b"one", "pictures/b.jpg": b"two"}
+    server.requests.clear()
+    fetch(source, tmp_path)
+    assert server.requests == []
+    (tmp_path / "raw/set/pictures/a.jpg").unlink()
+    manifest = json.loads(fetch(source, tmp_path).read_text())
+    assert tree(tmp_path) == {"pictures/a.jpg": b"one", "pictures/b.jpg": b"two"}
+    assert [entry["unpacked_bytes"] for entry in manifest["files"]] == [6, 0, 0]
+
+
+@pytest.mark.parametrize("without_tags", [False, True])
+def test_a_file_that_changes_between_two_attempts_is_not_mixed(server, tmp_path, without_tags):
+    server.without_tags = without_tags
+    server.faults["/x.json"] = ["breaks off", *[500] * 40]
+    with pytest.raises(UserError, match="run the stage again"):
+        fetch(source_of(server, sha256=False), tmp_path)
+    server.faults.clear()
+    server.files["/x.json"] = bytes(reversed(DATA))
+    fetch(source_of(server, sha256=False), tmp_path)
+    assert tree(tmp_path) == {"x.json": bytes(reversed(DATA))}
+
+
 def test_only_what_vanished_is_fetched_again(server, tmp_path):
     names = ("x.json", "pictures.zip")
     source = source_of(server, names=names, unpack={"*.zip": Archive()})

@@ -25,7 +25,7 @@ class Dialogue:
         """Put an image before the next question. Raises UserError if it is none."""
         try:
             with Image.open(path) as image:
-                image.verify()
+                image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} is no picture that can be read ({error})") from error
         self.images.append(path)

@@ -52,7 +52,7 @@ class EvaluationPictures:
     """What training pictures are compared with."""
 
     tasks: list[str]  # of each picture
-    digests: dict[bytes, int]  # SHA-256 of a file -> its place in tasks
+    digests: dict[bytes, frozenset[str]]  # SHA-256 of a file -> the tasks that have it
     places: NDArray[np.int64]  # (E,), in tasks, of those that have structure
     fingerprints: NDArray[np.uint64]  # (E, 4)
 
@@ -62,7 +62,8 @@ class Overlap:
     """What of a training set is in evaluation sets."""
 
     pictures: int = 0
-    same_file: Counter[str] = field(default_factory=Counter)  # by evaluation set
+    # Pictures by evaluation set, of which several may have one.
+    same_file: Counter[str] = field(default_factory=Counter)
     alike: Counter[str] = field(default_factory=Counter)  # besides those
     samples: list[str] = field(default_factory=list)  # keys of samples that show one
 
@@ -92,9 +93,12 @@ def read_evaluation(root: Path, pool: Executor) -> EvaluationPictures:
     tasks = [path.relative_to(root).parts[0] for path in paths]
     kept = [place for place, (_, mark) in enumerate(found) if mark is not None]
     marks = [mark for _, mark in found if mark is not None]
+    digests: dict[bytes, frozenset[str]] = {}
+    for task, (digest, _) in zip(tasks, found, strict=True):
+        digests[digest] = digests.get(digest, frozenset()) | {task}
     return EvaluationPictures(
         tasks=tasks,
-        digests={digest: place for place, (digest, _) in enumerate(found)},
+        digests=digests,
         places=np.array(kept, dtype=np.int64),
         fingerprints=np.array(marks, dtype=np.uint64).reshape(-1, 4),
     )
@@ -141,9 +145,8 @@ def _of_shard(shard: Path, evaluation: EvaluationPictures, distance: int) -> Ove
     at_once = max(1, COMPARED_AT_ONCE // max(1, len(evaluation.fingerprints)))
     for key, data in _pictures(shard):
         found.pictures += 1
-        place = evaluation.digests.get(hashlib.sha256(data).digest())
-        if place is not None:
-            found.same_file[evaluation.tasks[place]] += 1
+        if tasks := evaluation.digests.get(hashlib.sha256(data).digest()):
+            found.same_file.update(tasks)
             found.samples.append(key)
         elif (mark := fingerprint(data)) is not None:
             pending.append((key, mark))
@@ -169,11 +172,9 @@ def _compare(
     for word in range(marks.shape[1]):
         differing = marks[:, word, None] ^ evaluation.fingerprints[None, :, word]
         distances += np.bitwise_count(differing)
-    for (key, _), place, nearest in zip(
-        pending, distances.argmin(1), distances.min(1), strict=True
-    ):
-        if nearest <= distance:
-            found.alike[evaluation.tasks[evaluation.places[place]]] += 1
+    for (key, _), row in zip(pending, distances <= distance, strict=True):
+        if row.any():
+            found.alike.update({evaluation.tasks[place] for place in evaluation.places[row]})
             found.samples.append(key)
 
 

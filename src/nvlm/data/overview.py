@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nvlm.fetch.fetching import read_manifest
+from nvlm.fetch.manifest import read_manifest, why_missing
 from nvlm.fetch.sources import Source
 from nvlm.params import parse_params
 
@@ -56,13 +56,7 @@ def overview(data: Any, raw: Path, *, missing: bool) -> str:
         ).rstrip()
         for row in named
     ]
-    gone = [
-        f"{name}: {source.unavailable}"
-        + (f" ({source.address})" if source.address else "")
-        + (f"; instead: {source.instead}" if source.instead else "")
-        for name, source in sources.items()
-        if source.unavailable
-    ]
+    gone = [f"{name}: {each.why_unavailable}" for name, each in sources.items() if each.unavailable]
     here = sum(_is_here(data[group][name], raw) for group in GROUPS for name in data[group])
     total = sum(len(data[group]) for group in GROUPS)
     return "\n".join([*rows, "", *gone, f"{here} of {total} datasets are here"])
@@ -112,16 +106,16 @@ def _sources(entry: Any) -> list[str]:
 
 
 def _is_here(entry: Any, raw: Path) -> bool:
-    if entry.source in ("published", "records", "official"):
-        return all(
-            (raw / f"{name}.json").is_file() or (raw / name).is_dir() for name in _sources(entry)
-        )
-    return True
+    if entry.source not in ("published", "records", "official"):
+        return True
+    manifests = [raw / f"{name}.json" for name in _sources(entry)]
+    there = all(path.is_file() or path.with_suffix("").is_dir() for path in manifests)
+    return there and not why_missing(*(str(path) for path in manifests if path.is_file()))
 
 
 def _state(entry: Any, known: list[Source], raw: Path) -> str:
     manifests = [raw / f"{name}.json" for name in _sources(entry)]
-    if any(path.is_file() and "missing" in read_manifest(path) for path in manifests):
+    if why_missing(*(str(path) for path in manifests if path.is_file())):
         return "left out"
     if _is_here(entry, raw):
         return "yes"

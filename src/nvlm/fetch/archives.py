@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import re
 import shutil
@@ -25,7 +27,10 @@ LEFT_FREE = 2**28  # bytes of the disk
 # A split archive: NAME.zip.001, NAME.zip.002, ... or NAME.00, NAME.01, ...
 FIRST_PARTS, PART = (".001", ".00"), re.compile(r".*\.\d{2,3}")
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+    *(EOFError, RuntimeError),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,9 @@ class _Tar:
             name = member.name.removeprefix("./")
             self._members[name] = member
             yield Member(name=name, bytes=member.size)
+        assert self._tar.fileobj is not None
+        while self._tar.fileobj.read(2**20):  # to the checksum that ends a compressed stream
+            pass
 
     def extract(self, name: str, into: Path) -> None:
         if os.path.lexists(into / name):

@@ -8,7 +8,6 @@ the next one goes on from there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,12 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nvlm.atomic import write_text
+from nvlm.digests import sha256_digest
 from nvlm.errors import UserError
 from nvlm.fetch import github, web
 from nvlm.fetch.archives import FIRST_PARTS, PART, join_parts, safe_name
 from nvlm.fetch.hub import check_room, fetch_file, licence_of, list_repository
 from nvlm.fetch.lock import SourcesLock
+from nvlm.fetch.manifest import write_manifest, write_missing
 from nvlm.fetch.sources import Archive, HubFiles, Source, WebFile
 from nvlm.fetch.state import State
 from nvlm.fetch.web import Fetched, Progress
@@ -53,6 +53,7 @@ class Wanted:
 
     name: str
     bytes: int | None
+    digest: str | None  # that the publisher, configuration or the lock gives
     fetch: Callable[[Path, Progress], Fetched]  # into a path
 
 
@@ -70,7 +71,7 @@ def fetch_source(
         return
     state = State(directory)
     wanted, licence = _listed(source, lock, state.partial)
-    _check_room(wanted, state)
+    _check_room(wanted, source, state)
     total = sum(file.bytes or 0 for file in wanted) or None
     with (
         tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
@@ -87,34 +88,15 @@ def fetch_source(
         try:
             for job in as_completed(jobs):
                 job.result()
+            _unpack_parts(source, wanted, state)
         except BaseException as error:
             failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, Exception):
                 check_room(error, name)
             raise
-    _unpack_parts(source, wanted, state)
-    state.forget([file.name for file in wanted])
+    state.finish([file.name for file in wanted])
     write_manifest(manifest, name, licence or source.licence, state.entries(), source.note)
-
-
-def write_manifest(
-    manifest: Path, name: str, licence: str, files: list[dict[str, Any]], note: str
-) -> None:
-    """Say that ``files`` are there, whole."""
-    content = {"source": name, "licence": licence, "note": note, "files": files}
-    write_text(manifest, json.dumps(content, indent=1) + "\n")
-
-
-def read_manifest(manifest: Path) -> dict[str, Any]:
-    """A source's manifest; ``missing`` in it says why there is no source. Raises UserError."""
-    try:
-        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{manifest} can't be read: run python -m nvlm.data fetch {manifest.stem}"
-        ) from error
-    return content
 
 
 def _take_what_is_there(name: str, source: Source, manifest: Path, params: FetchParams) -> None:
@@ -128,16 +110,14 @@ def _take_what_is_there(name: str, source: Source, manifest: Path, params: Fetch
         ]
         write_manifest(manifest, name, source.licence, files, "put in place by hand")
         return
-    sentence = f"{name} can't be fetched: {source.unavailable}"
-    sentence += f" ({source.address})" if source.address else ""
-    sentence += f"; {source.instead} stands in for it" if source.instead else ""
+    sentence = f"{name} can't be fetched: {source.why_unavailable}"
     if params.missing == "fail":
         raise UserError(
             f"{sentence}: put its files into {directory}, or go on without it with "
             "data.fetch.missing=skip"
         )
     print(f"{sentence}; the run goes on without it")
-    write_text(manifest, json.dumps({"source": name, "missing": sentence}, indent=1) + "\n")
+    write_missing(manifest, name, sentence)
 
 
 def _listed(source: Source, lock: SourcesLock, partial: Path) -> tuple[list[Wanted], str]:
@@ -181,10 +161,13 @@ def _listed_on_hub(files: HubFiles, lock: SourcesLock, partial: Path) -> tuple[l
             got = fetch_file(files.repository_kind, files.repo, info.sha, sibling, kept)
             progress(sibling.size or 0)
             got.rename(path)
-            digest = sibling.lfs.sha256 if sibling.lfs else f"git blob {sibling.blob_id}"
-            return Fetched(bytes=path.stat().st_size, sha256=digest)
+            sha256 = sibling.lfs.sha256 if sibling.lfs else sha256_digest(path)
+            return Fetched(bytes=path.stat().st_size, sha256=sha256)
 
-        wanted.append(Wanted(name=sibling.rfilename, bytes=sibling.size, fetch=fetch))
+        digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+        wanted.append(
+            Wanted(name=sibling.rfilename, bytes=sibling.size, digest=digest, fetch=fetch)
+        )
     if not wanted:
         raise UserError(f"{files.repo} at {revision} has no file {' or '.join(files.files)}")
     return wanted, licence_of(info)
@@ -203,41 +186,55 @@ def _from_web(file: WebFile, lock: SourcesLock | None) -> Wanted:
             lock.hold(file.url, bytes=got.bytes, sha256=got.sha256)
         return got
 
-    return Wanted(name=file.name, bytes=expected.bytes, fetch=fetch)
+    digest = expected.sha256 or expected.git_blob or expected.md5
+    return Wanted(name=file.name, bytes=expected.bytes, digest=digest, fetch=fetch)
 
 
 def _is_commit(revision: str) -> bool:
     return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
-def _check_room(wanted: list[Wanted], state: State) -> None:
-    lacking = sum(file.bytes or 0 for file in wanted if state.whole(file.name) is None)
-    held = sum(path.stat().st_size for path in state.partial.rglob("*") if path.is_file())
+def _check_room(wanted: list[Wanted], source: Source, state: State) -> None:
+    lacking = [file for file in wanted if state.whole(file.name, _identity(file, source)) is None]
+    needed = sum(file.bytes or 0 for file in lacking)
+    # Parts are joined into a file of their own before it is unpacked.
+    needed += sum(file.bytes or 0 for file in lacking if PART.fullmatch(file.name))
+    needed -= sum(path.stat().st_size for path in state.partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(state.partial).free
-    if lacking - held > free:
+    if needed > free:
         raise UserError(
-            f"{state.directory} still needs {(lacking - held) / 1e9:.1f} GB and there is room for "
+            f"{state.directory} still needs {needed / 1e9:.1f} GB and there is room for "
             f"{free / 1e9:.1f}: make room, and run the stage again to go on"
         )
 
 
 def _bring(file: Wanted, source: Source, state: State, progress: Progress) -> None:
     """Fetch ``file``, unless it is there and whole; unpack it if it is an archive to unpack."""
-    if state.whole(file.name) is not None:
+    identity, archive = _identity(file, source), _archive(source, file.name)
+    if state.whole(file.name, identity) is not None:
         progress(file.bytes or 0)
         return
-    if found := state.arrived(file.name):
+    if found := state.arrived(file.name, identity):
         place, fetched = found
         progress(fetched.bytes)
     else:
+        state.drop(file.name)
         place = state.place(file.name)
         fetched = file.fetch(place, progress)
-        state.note(file.name, fetched)
-    archive = _archive(source, file.name)
+        state.note(file.name, fetched, _identity(file, source, fetched.sha256) or "")
     if archive is None or PART.fullmatch(file.name):
-        state.put(place, file.name, fetched)
+        state.put(place, file.name)
     else:
         state.put_members(place, [file.name], archive)
+
+
+def _identity(file: Wanted, source: Source, digest: str = "") -> str | None:
+    """What ``file`` is, and what becomes of it; None where nobody says: it is to be fetched.
+
+    ``digest``: of what was fetched, which the lock holds from then on.
+    """
+    known = file.digest or digest
+    return f"{known} {_archive(source, file.name) or ''}" if known else None
 
 
 def _archive(source: Source, name: str) -> Archive | None:
@@ -250,8 +247,8 @@ def _archive(source: Source, name: str) -> Archive | None:
 def _unpack_parts(source: Source, wanted: list[Wanted], state: State) -> None:
     """Unpack the archives that came in parts, all of which are there by now."""
     for name in [file.name for file in wanted if file.name.endswith(FIRST_PARTS)]:
-        archive, note = _archive(source, name), state.whole(name)
-        if archive is not None and note is not None and "members" not in note:
+        archive = _archive(source, name)
+        if archive is not None and not state.unpacked(name):
             whole_name = name.rpartition(".")[0]
             names = [file.name for file in wanted if PART.fullmatch(file.name)]
             parts = [part for part in names if part.rpartition(".")[0] == whole_name]

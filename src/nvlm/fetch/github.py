@@ -66,9 +66,10 @@ def _get(url: str) -> Any:
             if response.status_code not in BUSY:
                 break
         except (requests.RequestException, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = type(error).__name__
         if attempt < ATTEMPTS - 1:
             time.sleep(hub.FIRST_PAUSE * 2**attempt)
     raise UserError(
-        f"{url} could not be read ({reason}): wait an hour, or set GITHUB_TOKEN, and go on"
+        f"{url} could not be read ({reason}): look whether it is there; GitHub's limit (403, 429) "
+        "is lifted within an hour, or with GITHUB_TOKEN"
     )

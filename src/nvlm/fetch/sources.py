@@ -125,3 +125,10 @@ class Source:
         names = [file.name for file in self.web]
         if len(set(names)) < len(names):
             raise ValueError(f"web: two files of one name among {names}: give them a path")
+
+    @property
+    def why_unavailable(self) -> str:
+        """Why nothing can fetch it, where to ask for it, and what stands in for it."""
+        address = f" ({self.address})" if self.address else ""
+        instead = f"; {self.instead} stands in for it" if self.instead else ""
+        return f"{self.unavailable}{address}{instead}"

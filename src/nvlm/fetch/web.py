@@ -7,6 +7,7 @@ and a file is whole when its size and digest are those that are written down.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 CONNECT, SILENCE = 10.0, 60.0  # seconds without an answer, and without a byte of it
 LONGEST_PAUSE = 300.0  # seconds that a server's Retry-After is obeyed
 BLOCK = 2**20
+
+_RANGE = re.compile(r"bytes (\d+)-")
 
 Progress = Callable[[int], object]  # is told of bytes that have come, or are gone again if negative
 
@@ -57,7 +60,7 @@ def fetch_url(url: str, path: Path, expected: Digests, progress: Progress) -> Fe
     holds what to go on from.
     """
     for attempt in range(2):
-        _download(url, path, progress)
+        _download(url, path, expected.known, progress)
         found, reason = _compare(path, expected)
         if reason is None:
             return found
@@ -65,27 +68,35 @@ def fetch_url(url: str, path: Path, expected: Digests, progress: Progress) -> Fe
         path.unlink()
         if attempt:
             raise UserError(
-                f"{url} {reason}, twice: its publisher has changed it, or the server sends "
-                "something else in its place"
+                f"{url} {reason}, twice: the server sends something else, or its publisher has "
+                "changed it; what is expected is written in conf/data or data/sources.lock"
             )
     raise AssertionError("not reached")
 
 
-def _download(url: str, path: Path, progress: Progress) -> None:
-    """Append to ``path`` what it lacks of ``url``."""
+def _download(url: str, path: Path, pinned: bool, progress: Progress) -> None:
+    """Append to ``path`` what it lacks of ``url``.
+
+    A file that nobody pins is gone on with only where the server tells that it is still the same.
+    """
     import requests
     from urllib3.exceptions import HTTPError
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+    validator = path.with_name(f"{path.name}.validator")
+    if not (pinned or validator.is_file()):
+        path.write_bytes(b"")
     progress(path.stat().st_size)
     failures = 0
     while True:
         held = path.stat().st_size
         pause = hub.FIRST_PAUSE * 2**failures
         try:
-            with _ask(url, held) as response:
+            with _ask(url, held, validator) as response:
                 status = response.status_code
+                if status == 200:
+                    _keep_validator(response, validator)
                 if status in (200, 206):
                     _receive(response, path, held, progress)
                     return
@@ -109,13 +120,16 @@ def _download(url: str, path: Path, progress: Progress) -> None:
         time.sleep(min(pause, LONGEST_PAUSE))
 
 
-def _ask(url: str, held: int) -> Response:
-    """Ask for ``url`` from byte ``held`` on, as it is: not compressed for the way."""
+def _ask(url: str, held: int, validator: Path) -> Response:
+    """Ask for ``url`` from byte ``held`` on, as it is: not compressed for the way. If it is another
+    file by now than that of which ``validator`` tells, it comes from its beginning."""
     import requests
 
     headers = {"Accept-Encoding": "identity", "User-Agent": "nvlm"}
     if held:
         headers["Range"] = f"bytes={held}-"
+        if validator.is_file():
+            headers["If-Range"] = validator.read_text()
     return requests.get(url, headers=headers, stream=True, timeout=(CONNECT, SILENCE))
 
 
@@ -123,7 +137,8 @@ def _receive(response: Response, path: Path, held: int, progress: Progress) -> N
     """Write the body behind the ``held`` bytes of ``path``, or from 0 if the server began there."""
     start = 0
     if response.status_code == 206:
-        start = int(response.headers.get("Content-Range", "").split(" ")[-1].split("-")[0] or -1)
+        told = _RANGE.match(response.headers.get("Content-Range", ""))
+        start = int(told[1]) if told else -1
     if start not in (0, held):
         raise OSError(f"the server sends from byte {start}, not from {held}")
     with path.open("r+b") as file:
@@ -135,6 +150,15 @@ def _receive(response: Response, path: Path, held: int, progress: Progress) -> N
         while block := response.raw.read1(BLOCK, decode_content=False):
             file.write(block)
             progress(len(block))
+
+
+def _keep_validator(response: Response, validator: Path) -> None:
+    """Write down what tells this version of a file from another (RFC 9110, section 13.1.5)."""
+    tag = response.headers.get("ETag", "")
+    told = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+    validator.unlink(missing_ok=True)
+    if told:
+        validator.write_text(told)
 
 
 def _compare(path: Path, expected: Digests) -> tuple[Fetched, str | None]:

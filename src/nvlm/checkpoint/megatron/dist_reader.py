@@ -121,10 +121,11 @@ class DistRankFile:
         """Decoder layers of each pipeline stage of whoever saved the checkpoint."""
         args = self.content.get("args") if isinstance(self.content, dict) else None
         own = getattr(args, OWN, None)
-        if isinstance(own, dict) and isinstance(own.get("layers_per_stage"), list):
-            return tuple(own["layers_per_stage"])
+        told = own.get("layers_per_stage") if isinstance(own, dict) else None
+        if isinstance(told, list) and all(type(count) is int and count > 0 for count in told):
+            return tuple(told)
         layers, pipeline = getattr(args, "num_layers", 0), self.saved("pipeline")
-        return (layers // pipeline,) * pipeline
+        return (layers // pipeline if type(layers) is int else 0,) * pipeline
 
     def _entries(self, stored: Sequence[StoredTensor]) -> dict[str, RankEntry]:
         whole: dict[str, tuple[StoredTensor, int | None]] = {}

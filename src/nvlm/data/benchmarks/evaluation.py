@@ -32,9 +32,9 @@ from nvlm.atomic import atomic_directory
 from nvlm.data.benchmarks.official import IMAGES, TRUTH, ImagesOf, link_official
 from nvlm.data.packaged import easy_vqa
 from nvlm.data.packaged.composed import choice_record, strip_record
-from nvlm.data.published.sources import directory_of, why_missing
 from nvlm.data.records import Choice, Question
 from nvlm.errors import UserError
+from nvlm.fetch.manifest import directory_of, why_missing
 from nvlm.model.prompts import LETTERS
 
 ANNOTATORS = 10  # answers a question of VQAv2 and TextVQA

@@ -42,6 +42,8 @@ PACKING_BUFFER = 64
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # So many unusable samples in a row mean a wrong parameter or damaged data, not an odd sample.
 MAX_CONSECUTIVE_SKIPPED = 1000
+# Far more, since evaluation pictures may lie together: a dataset of nothing else would never end.
+MAX_CONSECUTIVE_EXCLUDED = 100_000
 
 
 class JsonDecoder(SampleDecoder):
@@ -85,6 +87,7 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
         self.params = params
         self.tokenizer = tokenizer
         self.excluded = excluded  # DATASET/KEY
+        self._excluded = 0  # of them, in a row
         self.vision = architecture.vision
         self.family = architecture.language.family
         self._left_out: list[Shortfall] = []  # since the last sample
@@ -93,7 +96,15 @@ class NVLMEncoder(TaskEncoder[Any, Row, Batch, Batch]):
     def encode_sample(self, sample: Sample) -> Row:
         """Render and tokenise the conversation, tile the images."""
         if self.excluded and _key(sample) in self.excluded:
+            self._excluded += 1
+            if self._excluded >= MAX_CONSECUTIVE_EXCLUDED:
+                raise UserError(
+                    f"{self._excluded} samples in a row, the last one {_key(sample)}, show "
+                    "pictures of evaluation sets: take the dataset out of the blend, or set "
+                    "data.overlap.leave_out=false"
+                )
             raise SkipSample
+        self._excluded = 0
         # Seeded by the sample's place in the stream, which Energon restores: the choice of an
         # answer survives a restart without a random state of its own.
         rng = np.random.default_rng([self.params.seed, self.current_sample_index])

@@ -10,9 +10,9 @@ import numpy as np
 from nvlm.data.packaged.composed import PACKAGED
 from nvlm.data.published.directory import ANNOTATIONS, read_records
 from nvlm.data.published.layouts import annotation_files, read_layout
-from nvlm.data.published.sources import directory_of, why_missing
 from nvlm.data.records import Records
 from nvlm.data.shards.datasets import DIRECTORY, PUBLISHED, DatasetParams
+from nvlm.fetch.manifest import directory_of, why_missing
 
 
 def records(params: DatasetParams) -> Records:
