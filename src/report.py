@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, help="BRANCH/MODEL/TASK.json")
     parser.add_argument("--checkpoints", type=Path, required=True, help="BRANCH/MODEL")
     parser.add_argument("--data", type=Path, required=True, help="pretrain/NAME, sft/NAME")
-    parser.add_argument("--scale", required=True, help="of these models and sets: smoke or full")
+    parser.add_argument("--scale", required=True, help="of these models and sets")
     parser.add_argument("--out", type=Path, required=True, help="page to write (Markdown)")
     arguments = parser.parse_args()
 

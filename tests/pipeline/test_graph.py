@@ -112,9 +112,11 @@ def test_the_full_scale_is_listed_and_planned():
         stages = dvc("stage", "list", "--name-only").split()
         assert {"sft_72b", "prepare_pretrain@laion_115m", "prepare_sft@clevr_math"} <= set(stages)
         # Without --force, DVC hashes what a stage reads before it lists the stage, and raises where
-        # a stage before it never ran (dvc/stage/cache.py, _can_hash): sets of this scale alone.
+        # a stage before it never ran (dvc/stage/cache.py, _can_hash): what nobody has fetched.
         assert "src/train.py --params train.sft_72b" in dvc("repro", "--dry", "--force")
-        assert "src/environment.py" in dvc("repro", "--dry", "sft_72b")
+        listed = dvc("repro", "--dry", "--force", "sft_72b")
+        assert "src/fetch_data.py --source coco_2017" in listed
+        assert "src/generate.py" not in listed
         failed = run("repro", "environment")
         assert failed.returncode != 0
         assert "scale=full needs" in failed.stderr and "GPUs 8 (here 0)" in failed.stderr
