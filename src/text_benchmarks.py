@@ -37,9 +37,12 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="scores to write (JSON)")
     arguments = parser.parse_args()
     params = load_params(arguments.params, TextParams)
-    where = params.models.get(arguments.branch, {}).get(arguments.name)
-    if where is None:
-        raise UserError(f"{arguments.params}.models.{arguments.branch} has no {arguments.name}")
+    models = params.models.get(arguments.branch, {})
+    if arguments.name not in models:
+        known = ", ".join(models) or "nothing: choose a group of conf/text, such as text=decoders"
+        raise UserError(
+            f"{arguments.params}.models.{arguments.branch} has no {arguments.name}, but {known}"
+        )
     python = find_python(Path(params.environment))
     tasks = params.run()
     left_out = sorted(params.tasks.keys() - tasks.keys())
@@ -47,13 +50,13 @@ def main() -> None:
         print(f"left out: {', '.join(left_out)} (eval.text.allow_execution)", file=sys.stderr)
     choose(load_params("launch", LaunchParams).device)
     published = {
-        task: models[arguments.branch][arguments.name]
-        for task, models in params.published.items()
-        if arguments.name in models.get(arguments.branch, {})
+        task: points[arguments.branch][arguments.name]
+        for task, points in params.published.items()
+        if arguments.name in points.get(arguments.branch, {})
     }
     scores: dict[str, Any] = {}
     found: dict[str, str] = {}
-    with _decoder(Path(where)) as model, TemporaryDirectory() as scratch:
+    with _decoder(Path(models[arguments.name])) as model, TemporaryDirectory() as scratch:
         for number, alike in enumerate(by_shots(tasks)):
             out = Path(scratch) / f"{number}.json"
             words = command(python, model, params, alike, on_gpus=_on_gpus(), out=out)

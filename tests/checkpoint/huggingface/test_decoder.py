@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ IDS = torch.tensor([[5, 6, 0, 9, 100, 7, 8]])
 
 
 def logits(directory: Path) -> torch.Tensor:
-    model, problems = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    model, problems = loaded
     assert not any(problems.values()), problems
     with torch.no_grad():
         return model.eval()(IDS).logits

@@ -173,7 +173,7 @@ def export(tmp_path_factory):
     return directory / "export"
 
 
-def stage(directory, export, tasks, environment, **changed):
+def stage(directory, export, tasks, environment, name="sft", **changed):
     """Run the script in ``directory`` with these parameters; its result."""
     text = {"models": {"72b": {"sft": str(export)}}, "tasks": tasks, "environment": environment}
     text |= {"chat": False, "dtype": "float32", "limit": None, "allow_execution": False}
@@ -182,7 +182,7 @@ def stage(directory, export, tasks, environment, **changed):
     params = json.dumps({"launch": launch, "eval": {"text": text}})  # JSON is YAML
     (directory / "params.yaml").write_text(params)
     (directory / LOCK.name).write_text((ROOT / LOCK).read_text())
-    words = ["--params", "eval.text", "--branch", "72b", "--name", "sft", "--metrics", "sft.json"]
+    words = ["--params", "eval.text", "--branch", "72b", "--name", name, "--metrics", "sft.json"]
     return subprocess.run(
         [sys.executable, ROOT / "src/text_benchmarks.py", *words],
         cwd=directory,
@@ -253,6 +253,8 @@ def test_what_stands_in_the_way_is_one_sentence(tmp_path, export, stand_in):
         "error: nowhere holds no Python for the text benchmarks: run make text-setup, or name "
         "another in eval.text.environment\n"
     )
+    done = stage(tmp_path, export, {"local_both": task}, stand_in, name="sftt")
+    assert done.stderr == "error: eval.text.models.72b has no sftt, but sft\n"
     assert not (tmp_path / "sft.json").exists()
     (tmp_path / "other.lock").write_text("lm_eval==0.4.99\n")
     with pytest.raises(UserError, match=r"has lm_eval 0\.4\.13, and .* says 0\.4\.99: run make"):
