@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Small tensors: more threads than cores make a step ten times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup repro scores test test-exchange check format clean lock
+.PHONY: setup repro scores test test-exchange text-setup check format clean lock
 .PHONY: tower-and-questions decoders-and-datasets inspect-34b inspect-72b
 
 setup: .venv/installed
@@ -67,8 +67,19 @@ $(EXCHANGE)/%/installed: requirements-exchange-%.lock pyproject.toml
 	$(EXCHANGE)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Opt-in: lm-evaluation-harness for the text benchmarks (dvc exp run -S text=decoders), apart, so that
+# it alone says what it needs.
+TEXT := .venv-text
+
+text-setup: $(TEXT)/installed
+
+$(TEXT)/installed: requirements-text.lock
+	$(PYTHON) -m venv $(TEXT)
+	$(TEXT)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf .venv $(EXCHANGE) .pytest_cache .mypy_cache .ruff_cache logs dvc_plots
+	rm -rf .venv $(EXCHANGE) $(TEXT) .pytest_cache .mypy_cache .ruff_cache logs dvc_plots
 
 # Pin what the virtual environment holds. torch's local build label is left out: it differs by machine.
 lock: setup

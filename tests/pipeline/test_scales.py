@@ -15,6 +15,7 @@ from nvlm.data.benchmarks import evaluation
 from nvlm.data.shards.datasets import DatasetParams
 from nvlm.environment import EnvironmentParams
 from nvlm.evaluate.params import EvaluationParams
+from nvlm.evaluate.text.params import TextParams
 from nvlm.fetch.fetching import FetchParams
 from nvlm.fetch.model import SourceParams
 from nvlm.fetch.sources import Source
@@ -48,6 +49,10 @@ def test_every_section_is_what_its_stage_reads(scale, tmp_path):
     launch = {name: content.launch[name] for name in ("kind", "device", "stop_seconds")}
     parse_params(launch, LaunchParams, "launch")
     tasks = parse_params(content.eval, EvaluationParams, "eval").tasks
+    text = parse_params(content.eval.text, TextParams, "eval.text")
+    assert {task.executes for task in text.tasks.values()} == {True, False}
+    assert not text.allow_execution and not any(text.models.values())
+    assert not text.published or text.published.keys() == text.tasks.keys()
     assert content.data.eval.keys() <= tasks.keys()
     for task, params in content.data.eval.items():
         parse_params(params, evaluation.EvaluationParams, f"data.eval.{task}")
@@ -91,18 +96,30 @@ def test_every_run_fits_its_cards(scale, section):
     assert params.grid.pipeline == 1 or section == "sft_72b"
 
 
+def stages(directory, monkeypatch, *overrides):
+    """DVC's own reading of dvc.yaml with these parameters: every stage, without cycles."""
+    shutil.copy("dvc.yaml", directory)
+    (directory / "stages").mkdir()
+    for path in Path("stages").glob("*.yaml"):
+        shutil.copy(path, directory / "stages")
+    (directory / "params.yaml").write_text(composed(overrides))
+    monkeypatch.chdir(directory)
+    with Repo.init(str(directory), no_scm=True) as repo:
+        repo.check_graph(repo.index.stages)
+        return {stage.addressing for stage in repo.index.stages}
+
+
+@pytest.mark.parametrize("scale", ["smoke", *SCALES])
+def test_text_benchmarks_are_stages_where_they_are_asked_for(scale, tmp_path, monkeypatch):
+    asked = {f"text_{branch}@{model}" for branch in ("34b", "72b") for model in ("backbone", "sft")}
+    names = stages(tmp_path, monkeypatch, f"scale={scale}", "text=decoders")
+    assert {name for name in names if name.startswith("text_")} == asked | {"text_72b@released"}
+
+
 @pytest.mark.parametrize("scale", FETCHED)
 def test_the_graph_is_whole(scale, tmp_path, monkeypatch):
-    """DVC's own reading of dvc.yaml with the scale's parameters: every stage, without cycles."""
-    shutil.copy("dvc.yaml", tmp_path)
-    (tmp_path / "stages").mkdir()
-    for path in Path("stages").glob("*.yaml"):
-        shutil.copy(path, tmp_path / "stages")
-    (tmp_path / "params.yaml").write_text(composed([f"scale={scale}"]))
-    monkeypatch.chdir(tmp_path)
-    with Repo.init(str(tmp_path), no_scm=True) as repo:
-        names = {stage.addressing for stage in repo.index.stages}
-        repo.check_graph(repo.index.stages)
+    names = stages(tmp_path, monkeypatch, f"scale={scale}")
+    assert not {name for name in names if name.startswith("text_")}
     assert {"split_pp_72b", "merge_pp_72b", "prepare_pretrain@llava_pretrain"} <= names
     assert {f"prepare_sft@{name}" for name in values(scale).data.sft} <= names
     assert {f"score_34b@{task}" for task in values(scale).data.eval} <= names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 IMAGES = ("first", "all")
 # Names are checked before anything runs, and what they stand for takes long to import: the
@@ -188,6 +189,7 @@ class EvaluationParams:
     tasks: dict[str, TaskParams]
     # By the names that published rows give.
     sources: dict[str, PublishedSource] = field(default_factory=dict)
+    text: Any = None  # read by the stages text_BRANCH, as text/params.py has it
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():

@@ -1,0 +1,1 @@
+"""Text benchmarks, by EleutherAI's lm-evaluation-harness in an environment of its own."""
