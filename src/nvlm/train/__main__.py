@@ -1,4 +1,4 @@
-"""Training stages, looked at before they run."""
+"""Training stages, looked at before they run; the command line that runs them in Megatron-LM."""
 
 from __future__ import annotations
 
@@ -62,6 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="another rate than src/nvlm/train/planning/cost.py assumes, such as products=0.6",
     )
     plan.set_defaults(run=_plan)
+    text = "a stage as a script for Megatron-LM's own examples/multimodal/train.py"
+    megatron = verbs.add_parser(
+        "megatron-command",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}: docs/megatron.md. Reads conf/ at scale=full.",
+    )
+    megatron.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="values of conf/ to change"
+    )
+    megatron.add_argument("--stage", required=True, help="such as sft_72b")
+    megatron.add_argument("--gpus-per-node", type=int, default=8, help="of a node (%(default)d)")
+    megatron.set_defaults(run=_megatron_command)
     text = "what runs that have not ended left in .resume"
     snapshots = verbs.add_parser("snapshots", help=text, description=text)
     snapshots.add_argument(
@@ -77,6 +89,13 @@ def _snapshots(arguments: argparse.Namespace) -> None:
     for name in arguments.remove:
         remove(RESUME / name)
     print(table())
+
+
+def _megatron_command(arguments: argparse.Namespace) -> None:
+    from nvlm.train.megatron.command import read_stage, script
+
+    stage = read_stage(arguments.stage, arguments.overrides)
+    print(script(stage, Path.cwd(), arguments.gpus_per_node), end="")
 
 
 def _market(arguments: argparse.Namespace) -> Market:

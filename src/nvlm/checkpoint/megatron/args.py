@@ -66,7 +66,7 @@ def to_args(manifest: Manifest) -> Namespace:
         nvlm=own,
     )
     if manifest.architecture.language is not None:
-        vars(args).update(_language_args(manifest.architecture.language))
+        vars(args).update(language_args(manifest.architecture.language))
         assert manifest.vocabulary is not None
         args.vocab_size = manifest.vocabulary.true
         args.padded_vocab_size = manifest.vocabulary.padded
@@ -98,6 +98,8 @@ def language_from_args(
             f"{path}: args.num_layers is {args.get('num_layers')!r}, and the stages hold {layers}: "
             "a stage is missing, or the split has lost layers"
         )
+    # Megatron-LM of 2026 keeps --norm-epsilon under its configuration's name.
+    args = {"norm_epsilon": args.get("layernorm_epsilon"), **args}
     heads, hidden = _number(args, path, "num_attention_heads"), _number(args, path, "hidden_size")
     grouped = args.get("group_query_attention")
     if hidden % heads or args.get("kv_channels", hidden // heads) != hidden // heads:
@@ -199,7 +201,8 @@ def _own(args: Mapping[str, Any]) -> dict[str, Any]:
     return own if isinstance(own, dict) else {}
 
 
-def _language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
+def language_args(decoder: LanguageArchitecture) -> dict[str, Any]:
+    """What ``args`` say of ``decoder``; UserError for what Megatron-core cannot be told."""
     scaling = decoder.rope_scaling
     if scaling is not None and scaling != RopeScaling(factor=scaling.factor, **MEGATRON_SCALING):
         raise UserError(

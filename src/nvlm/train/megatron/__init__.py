@@ -1,0 +1,1 @@
+"""A training stage as Megatron-LM's own examples/multimodal/train.py runs it."""
