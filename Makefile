@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup repro scores test test-exchange text-setup check format clean lock
-.PHONY: tower-and-questions decoders-and-datasets inspect-34b inspect-72b
+.PHONY: tower-and-questions decoders-and-datasets inspect-34b inspect-72b test-engine test-library
 
 setup: .venv/installed
 
@@ -51,8 +51,15 @@ format: setup
 	ruff format .
 	ruff check --fix .
 
+# The graph's tests alone, since they run it here; the others on both cores, in temporary directories.
 test: check
-	pytest
+	pytest tests/pipeline
+	$(TWICE) test-engine test-library
+
+test-engine:
+	pytest tests/launch tests/parallel tests/train
+test-library:
+	pytest $(foreach room,launch parallel pipeline train,--ignore=tests/$(room))
 
 # Opt-in: what we export, read by the programs it is for. Each has an environment of its own (3.5 GB
 # for vLLM), and the checkpoints and answers of make repro are asked for.
