@@ -65,6 +65,23 @@ def test_choices(answer: str, ours: str | None, recipe: str | None):
 
 
 @pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        ("A) red\nB) blue\nAnswer: C", ("red", "blue", "green"), "C"),
+        ("A) red\nB) blue\nC) green", ("red", "blue", "green"), None),
+        ("A) red", ("red", "blue"), "A"),
+        ("It is Vitamin D", ("Vitamin D", "Vitamin C", "iron", "zinc"), "A"),
+        ("B: it is Vitamin D", ("Vitamin C", "Vitamin D", "iron", "zinc"), "B"),
+        ("(A) is wrong, so (B)", ("x", "y", "z"), "B"),
+        ("The answer is not A but B", ("x", "y"), "B"),
+        ("(C) because (B) is wrong", ("x", "y", "z"), "C"),
+    ],
+)
+def test_what_an_answer_repeats_names_or_denies_is_no_choice(answer, options, expected):
+    assert parse_choice(answer, options) == expected
+
+
+@pytest.mark.parametrize(
     ("answer", "gold", "ours", "recipe"),
     [
         ("5", "5", True, True),

@@ -5,8 +5,10 @@ Better than the recipe's rules (``metrics.mmmu_recipe``) in these ways:
 - a letter that opens the answer is the choice, whatever is said of the others afterwards:
   "(C) because (B) is wrong" is C;
 - the article "A" and the pronoun "I" before a word are no choices: "A dog is shown";
+- options that the answer repeats, a line each, are none of its choices, nor is one that it calls
+  wrong: "(A) is wrong, so (B)" is B;
 - an option's text counts as whole words and in answers of any length; where one option's text is
-  part of another's, the longer counts;
+  part of another's, the longer counts; a letter in it is none: "It is Vitamin D" is that option;
 - an answer that leaves two options open ("A or B", two letters on two lines) is unparsable.
 """
 
@@ -25,6 +27,8 @@ _MARK = r"(?:\(([A-Z])\)|\[([A-Z])\]|\b([A-Z])\)|\b([A-Z])(?=[.:,](?:\s|$)))"
 _LEADING = re.compile(_MARK)
 # What leaves another option open: "or (B)", "/ B", a second letter on the next line.
 _HEDGE = re.compile(rf"[.:,]?\s*(?:or|and|/|,|&|\n)\s*(?:{_MARK}|([A-Z])\b(?!['’]))")
+# What is said of an option that is not chosen.
+_DENIED = re.compile(r"\s*(?:(?:is|was|are)\s+)?(?:not|wrong|incorrect|false)\b", re.IGNORECASE)
 # "A" as an article and "I" as a pronoun: before a word, other than one that speaks of options.
 _NOT_IN_SENTENCE = r"(?![AaIi]\s+(?!(?:or|and|is|are|because)\b)[a-z])"
 _STATED = re.compile(
@@ -54,15 +58,21 @@ def _readings(text: str, choices: Sequence[str]) -> Iterator[set[str]]:
         for letter, option in zip(letters, options, strict=True)
         if option and option == _plain(text)
     }
+    text = _without_repeated(text, options)
     leading = _LEADING.match(text)
-    yield _with_alternative(text, leading) & set(letters) if leading else set()
+    if leading and not _DENIED.match(text, leading.end()):
+        yield _with_alternative(text, leading) & set(letters)
     for pattern in (_STATED, _BRACKETED):
-        marks = [mark for mark in pattern.finditer(text) if _letter(mark) in letters]
+        marks = [
+            mark
+            for mark in pattern.finditer(text)
+            if _letter(mark) in letters and not _DENIED.match(text, mark.end())
+        ]
         alternatives = [_with_alternative(text, mark) for mark in marks]
         # The last one counts, with an earlier one that it is an alternative to.
         before = [pair for pair in alternatives[-2:-1] if _letter(marks[-1]) in pair]
         yield set().union(*alternatives[-1:], *before)
-    yield {word[1] for word in _WORD.finditer(text)} & set(letters)
+    yield {word[1] for word in _WORD.finditer(_without_texts(text, options))} & set(letters)
     yield _by_text(text, options)
 
 
@@ -79,6 +89,26 @@ def boxed(answer: str) -> str:
             command = _TEXT_COMMAND.match(inside)
             return command[1] if command else inside
     return answer[start:]
+
+
+def _without_repeated(text: str, options: Sequence[str]) -> str:
+    """``text`` without the lines that repeat options, each with its mark, where two or more do."""
+    lines = text.splitlines()
+    others = [
+        line
+        for line in lines
+        if not ((mark := _LEADING.match(line)) and _plain(line[mark.end() :]) in options)
+    ]
+    return "\n".join(others) if len(lines) - len(others) > 1 else text
+
+
+def _without_texts(text: str, options: Sequence[str]) -> str:
+    """``text`` without the options' texts of more than a letter."""
+    for option in sorted(options, key=len, reverse=True):
+        if len(option) > 1:
+            whole = rf"(?<!\w){re.escape(option)}(?!\w)"
+            text = re.sub(whole, " ", text, flags=re.IGNORECASE)
+    return text
 
 
 def _letter(match: re.Match[str]) -> str:
