@@ -76,7 +76,6 @@ def test_exports_are_of_the_merged_model_or_of_the_base_with_the_adapter_beside(
 
 
 def test_peft_gives_the_logits_of_the_merged_export(tmp_path):
-    pytest.importorskip("peft")
     build(tmp_path)
     export_hf(tmp_path / "adapted", tmp_path / "merged_hf", shard_bytes=10**9)
     export_hf(tmp_path / "adapted", tmp_path / "apart", shard_bytes=10**9, apart=True)

@@ -25,7 +25,6 @@ from nvlm.checkpoint.format.layout import LANGUAGE, PROJECTION, VISION, Grid, ch
 from nvlm.checkpoint.format.manifest import Manifest, Vocabulary, write_manifest
 from nvlm.checkpoint.format.writing import Job, write_parts
 from nvlm.checkpoint.huggingface.convert import TOKENIZER_FILES, link_tokenizer
-from nvlm.checkpoint.huggingface.weights import read_json
 from nvlm.checkpoint.megatron.args import (
     UNTIED,
     language_from_args,
@@ -33,21 +32,25 @@ from nvlm.checkpoint.megatron.args import (
     vision_from_args,
 )
 from nvlm.checkpoint.megatron.dist_exporting import CONFIG
-from nvlm.checkpoint.megatron.dist_reader import DistRankFile, RankEntry, read_stored
-from nvlm.checkpoint.megatron.exporting import FILE, LATEST
+from nvlm.checkpoint.megatron.dist_reader import DistRankFile, RankEntry
 from nvlm.checkpoint.megatron.names import (
     TIED_HEAD,
     full_name,
     repeats_embedding,
     stage_parts,
-    with_prefix,
 )
 from nvlm.checkpoint.megatron.pt_reader import PtFile, TensorEntry
+from nvlm.checkpoint.megatron.rank_files import (
+    RankFile,
+    iteration_directory,
+    open_distributed,
+    open_ranks,
+    saved_grid,
+)
 from nvlm.checkpoint.parts.projector import ProjectorParams, fresh_projector, slice_projector
 from nvlm.checkpoint.parts.shapes import core_shapes
 from nvlm.errors import UserError
 
-RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 LAYER = re.compile(r"(vision_model|language_model)\.decoder\.layers\.(\d+)\.")
 
@@ -66,23 +69,15 @@ class ImportOptions:
     projector: ProjectorParams | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RankFile:
-    """A rank's file: its tensors by the names of a combined file."""
-
-    file: PtFile | DistRankFile
-    tensors: Mapping[str, TensorEntry | RankEntry]
-
-
 def import_megatron(source: Path, destination: Path, options: ImportOptions) -> Manifest:
     """Convert the Megatron checkpoint ``source``, on the grid that it is saved for or says.
 
     Raises UserError if a rank's file is missing or damaged, a tensor is missing, unexpected or of
     another shape, or a file holds more than tensors and plain values; nothing is written then.
     """
-    directory, iteration = _iteration_directory(source)
+    directory, iteration = iteration_directory(source)
     distributed = (directory / CONFIG).is_file()
-    ranks = _open_distributed(directory, options) if distributed else _open_ranks(directory)
+    ranks = open_distributed(directory, options.tensor) if distributed else open_ranks(directory)
     manifest = _describe(source, ranks, iteration, options)
     projector = _projector(ranks, manifest, options)
     tokenizer = options.tokenizer or source / "tokenizer"
@@ -94,99 +89,14 @@ def import_megatron(source: Path, destination: Path, options: ImportOptions) -> 
         manifest = manifest.with_files(files)
         if distributed:
             # Which stage reads a layer is a note: no file depends on it.
-            grid = _saved_grid(ranks[0, 0].file, manifest.grid)
+            grid = saved_grid(ranks[0, 0].file, manifest.grid)
             manifest = replace(manifest, grid=grid)
         write_manifest(target, manifest)
     return manifest
 
 
-def _iteration_directory(source: Path) -> tuple[Path, int]:
-    """The directory of the latest iteration, which ``source`` may itself be.
-
-    ``internvit_converter.py`` writes an iteration without noting it as the latest: the only one
-    counts then.
-    """
-    latest = source / LATEST
-    if latest.is_file():
-        text = latest.read_text(errors="replace").strip()
-        if text != "release" and not text.isdecimal():
-            raise UserError(f"{latest} holds {text[:40]!r}, not a number: put the iteration there")
-        return (
-            (source / "release", 0)
-            if text == "release"
-            else (source / f"iter_{int(text):07d}", int(text))
-        )
-    iterations = sorted(source.glob("iter_*"))
-    if len(iterations) > 1:
-        raise UserError(
-            f"{source} has {len(iterations)} iterations and no {LATEST}: give one of them, such as "
-            f"{iterations[-1].name}"
-        )
-    directory = iterations[0] if iterations else source
-    found = re.fullmatch(r"iter_(\d+)", directory.name)
-    return directory, int(found[1]) if found else 0
-
-
-def _open_ranks(directory: Path) -> dict[tuple[int, int], _RankFile]:
-    """The files of a full grid, by tensor and pipeline rank."""
-    grid = {}
-    for path in sorted(directory.glob("mp_rank_*")):
-        found = RANK.fullmatch(path.name)
-        if not found:
-            raise UserError(f"{path} is of a layout that is not supported (experts?)")
-        grid[int(found[1]), int(found[2] or 0)] = path / FILE
-    if not grid:
-        raise UserError(
-            f"{directory} has neither mp_rank_TT directories nor {CONFIG}: give a checkpoint of "
-            "Megatron's torch or torch_dist format (--ckpt-format)"
-        )
-    tensor, pipeline = (max(rank[axis] for rank in grid) + 1 for axis in (0, 1))
-    for rank in ((t, p) for t in range(tensor) for p in range(pipeline)):
-        if rank not in grid:
-            raise UserError(f"{directory} lacks tensor rank {rank[0]} of pipeline rank {rank[1]}")
-    return {rank: _open_rank(path) for rank, path in sorted(grid.items())}
-
-
-def _open_distributed(directory: Path, options: ImportOptions) -> dict[tuple[int, int], _RankFile]:
-    """The ranks of one pipeline stage that find their share in a ``torch_dist`` checkpoint."""
-    config = read_json(directory / CONFIG)
-    if config.get("sharded_backend") != "torch_dist":
-        raise UserError(
-            f"{directory / CONFIG} is of {config.get('sharded_backend')!r}: save it with "
-            "--ckpt-format torch_dist or torch"
-        )
-    stored = read_stored(directory)
-    size = options.tensor or DistRankFile(directory, 0, 1, stored).saved("tensor")
-    files = {(rank, 0): DistRankFile(directory, rank, size, stored) for rank in range(size)}
-    return {rank: _RankFile(file=file, tensors=file.tensors) for rank, file in files.items()}
-
-
-def _saved_grid(file: PtFile | DistRankFile, grid: Grid) -> Grid:
-    """``grid`` with the pipeline stages of whoever saved a ``torch_dist`` checkpoint."""
-    assert isinstance(file, DistRankFile)
-    stages = file.stages()
-    if sum(stages) != sum(grid.layers_per_stage):
-        return grid
-    return replace(grid, pipeline=len(stages), layers_per_stage=stages)
-
-
-def _open_rank(path: Path) -> _RankFile:
-    file = PtFile(path)
-    content = file.content
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        virtual = isinstance(content, dict) and "model0" in content
-        what = "holds virtual pipeline stages" if virtual else "has no model"
-        raise UserError(f"{path} {what}: not supported")
-    model = content["model"]
-    tensors = {full: model[name] for full, name in with_prefix(map(str, model)).items()}
-    for name, entry in tensors.items():
-        if not isinstance(entry, TensorEntry):
-            raise UserError(f"{path}: {name} is not a tensor: refused")
-    return _RankFile(file=file, tensors=tensors)
-
-
 def _describe(
-    source: Path, ranks: Mapping[tuple[int, int], _RankFile], iteration: int, options: ImportOptions
+    source: Path, ranks: Mapping[tuple[int, int], RankFile], iteration: int, options: ImportOptions
 ) -> Manifest:
     """The manifest, without files, of what the ranks' files hold."""
     first = ranks[0, 0]
@@ -232,7 +142,7 @@ def _plain_args(file: PtFile | DistRankFile) -> dict[str, Any]:
 
 
 def _vision(
-    first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
+    first: RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
 ) -> VisionArchitecture:
     shapes = {name.removeprefix(f"{VISION}."): entry.shape for name, entry in first.tensors.items()}
     try:
@@ -247,7 +157,7 @@ def _vision(
 
 
 def _vocabulary(
-    first: _RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
+    first: RankFile, args: Mapping[str, Any], tensor: int, options: ImportOptions
 ) -> Vocabulary:
     name = f"{LANGUAGE}.{WORD_EMBEDDINGS}"
     if name not in first.tensors:
@@ -264,7 +174,7 @@ def _count_layers(names: Mapping[str, object], half: str) -> int:
     return len({match[2] for match in found if match and match[1] == half})
 
 
-def _dtype(ranks: Mapping[tuple[int, int], _RankFile]) -> str:
+def _dtype(ranks: Mapping[tuple[int, int], RankFile]) -> str:
     """The dtype of the weights: the decoder's where the tower has another.
 
     ``internvit_converter.py`` leaves the tower in float32 where transformers loads it so (all 4.x
@@ -275,7 +185,7 @@ def _dtype(ranks: Mapping[tuple[int, int], _RankFile]) -> str:
     return _dtype_name(table)
 
 
-def _check_dtypes(rank: _RankFile) -> None:
+def _check_dtypes(rank: RankFile) -> None:
     for name, entry in rank.tensors.items():
         if _dtype_name(entry) not in DTYPES:
             raise UserError(
@@ -289,7 +199,7 @@ def _dtype_name(entry: TensorEntry | RankEntry) -> str:
 
 
 def _projector(
-    ranks: Mapping[tuple[int, int], _RankFile], manifest: Manifest, options: ImportOptions
+    ranks: Mapping[tuple[int, int], RankFile], manifest: Manifest, options: ImportOptions
 ) -> dict[str, Tensor] | None:
     """A fresh projector where the files have none, as upstream's combined ones."""
     architecture = manifest.architecture
@@ -304,7 +214,7 @@ def _projector(
 
 
 def _jobs(
-    ranks: Mapping[tuple[int, int], _RankFile],
+    ranks: Mapping[tuple[int, int], RankFile],
     manifest: Manifest,
     projector: Mapping[str, Tensor] | None,
     options: ImportOptions,
@@ -344,7 +254,7 @@ def _jobs(
     return iter(jobs)
 
 
-def _check_equal(first: _RankFile, table: str, last: _RankFile, head: str) -> None:
+def _check_equal(first: RankFile, table: str, last: RankFile, head: str) -> None:
     """Raise UserError unless the copies of tied embeddings are equal."""
     kept: list[Tensor] = []
     for rank, name in ((first, table), (last, head)):
