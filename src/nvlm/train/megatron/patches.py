@@ -41,9 +41,9 @@ PATCHES = (
     Patch(
         file="examples/multimodal/dataloader_provider.py",
         change="torch.load(data_save_name, map_location='cpu', weights_only=False)",
-        reason="PyTorch refuses Energon's classes otherwise, which the run itself has saved (another's "
-        "file could run code); the error is printed and passed over, "
-        "and a run that resumes reads its data from the start",
+        reason="PyTorch refuses Energon's classes otherwise, which the run itself has saved "
+        "(another's file could run code); the error is printed and passed over, and a run that "
+        "resumes reads its data from the start",
     ),
     Patch(
         file="examples/multimodal/dataset_helpers.py",
